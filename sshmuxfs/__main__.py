@@ -1,0 +1,7 @@
+"""`python -m sshmuxfs`: the command `sshmuxfs`."""
+
+import sys
+
+from sshmuxfs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,119 @@
+"""The command `sshmuxfs`: read the command line, go to the background, tell what came of it.
+
+The rule of this file: the command returns when the mount works, with 0, or when it cannot, with a line that says why
+and an exit code that says of what kind (`mux.errors.ExitCode`). The background half keeps the terminal until the mount
+works, so that it is one Ctrl-C that ends both; then it lets go of everything.
+
+Imports are late: a wrong option is told before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from mux.errors import ExitCode, SharingError, printable
+from sshmuxfs.options import Help, Options, UsageError, Version, parse
+
+PROGRAM = "sshmuxfs"
+_SYSLOG = "/dev/log"
+_READY = b"ready"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        asked = parse(sys.argv[1:] if argv is None else argv)
+    except (UsageError, SharingError) as error:
+        _say(str(error))
+        return ExitCode.USAGE
+    if isinstance(asked, Help | Version):
+        print(asked.text)
+        return ExitCode.OK
+    return _mount(asked, lambda: None) if asked.foreground else _in_background(asked)
+
+
+def _say(line: str) -> None:
+    try:
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    except OSError:  # nobody reads any more
+        logging.getLogger(PROGRAM).warning(line)
+
+
+def _mount(options: Options, announce: Callable[[], None]) -> int:
+    from sshmuxfs import mount
+
+    _log_to(options)
+    try:
+        mount.run(options, announce, _say)
+    except SharingError as error:
+        _say(str(error))
+        if error.hint:
+            _say(error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK
+
+
+def _in_background(options: Options) -> int:
+    """Mount in a child; return when it says that the mount works, or when it has ended."""
+    # Both ends must hold: the child ends with its own code, and we pass that on.
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(readable)
+        code = int(ExitCode.FAILURE)
+        try:
+            code = _mount(options, lambda: _let_go(writable))
+        finally:
+            os._exit(code)
+    os.close(writable)
+    # Ctrl-C reaches the child as well, which tidies up; what is left for us is to wait for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: os.kill(child, received))
+    with os.fdopen(readable, "rb") as pipe:
+        if pipe.read() == _READY:
+            return ExitCode.OK
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _let_go(writable: int) -> None:
+    """Tell the waiting parent that the mount works, and leave its terminal."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    os.write(writable, _READY)
+    os.close(writable)
+
+
+class _Escaped(logging.Formatter):
+    """Log lines may quote a server: nothing in them may steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line, 2000) for line in super().format(record).splitlines())
+
+
+def _log_to(options: Options) -> None:
+    """Log to the file named, in front to stderr, else to syslog where there is one."""
+    handler: logging.Handler
+    style = f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s"
+    if options.log_file is not None:
+        handler = logging.FileHandler(os.path.abspath(options.log_file), encoding="utf-8")
+        style = "%(asctime)s " + style
+    elif options.foreground:
+        handler = logging.StreamHandler()
+    elif os.path.exists(_SYSLOG):
+        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+    else:
+        handler = logging.NullHandler()
+    handler.setFormatter(_Escaped(style))
+    level = logging.DEBUG if options.debug else options.log_level.upper()
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,0 +1,218 @@
+"""A mount from birth to death: place looked at, connection joined, sftp ready, mounted, told, served, unmounted.
+
+The rules of this file:
+- Connect first, mount after: nothing is mounted until every question that can fail has been answered.
+- This process never touches its own mount: a request to ourselves could not be answered while we wait for it. Its
+  working directory is `/`, everything it needs is imported and opened before the mount exists.
+
+Imported by `sshmuxfs.cli`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import stat
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from mux.downstream.join import join
+from mux.errors import ExitCode, SharingError, printable
+from mux.rendezvous.roles import Wish
+from mux.rendezvous.target import Target, ignored_options, resolve
+from sshmuxfs import mountpoint
+from sshmuxfs.names import Names
+from sshmuxfs.operations import Manners, Operations
+from sshmuxfs.options import Options
+from sshmuxfs.session import Link
+from sshmuxfs.sftp import protocol as sftp
+from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
+from sshmuxfs.sftp.protocol import Attributes, StatusError
+from sshmuxfs.tree.attributes import View
+from sshmuxfs.tree.cache import NEGATIVE_S, CacheTimes
+from sshmuxfs.tree.identity import IdentityMap, identity_map
+from sshmuxfs.tree.inodes import Tree
+from sshmuxfs.tree.symlinks import SymlinkPolicy
+
+log = logging.getLogger(__name__)
+
+# Requests handled at a time; each may hold one write of up to 1 MiB twice (in libfuse's buffer and as bytes), which
+# bounds the memory that writers can make us use. The kernel keeps the others waiting.
+MAX_REQUESTS = 40
+# How long an orderly end waits for what was written and not yet acknowledged.
+SETTLE_S = 10.0
+
+
+class MountError(SharingError):
+    """The mount could not be made; the exit code says of what kind the reason is."""
+
+
+def run(options: Options, announce: Callable[[], None], warn: Callable[[str], None]) -> None:
+    """Mount and serve until unmounted. `announce` is called once the mount works; `warn` takes lines for the user.
+
+    Raises SharingError for whatever stood in the way before that.
+    """
+    place = mountpoint.prepare(options.mountpoint, allow_nonempty=options.nonempty)
+    target = resolve(options.host, options.user, options.ssh)
+    unheard = ignored_options(options.ssh)
+    os.chdir("/")
+    try:
+        trio.run(_serve, options, place, target, announce, warn, unheard)
+    except* KeyboardInterrupt:
+        raise MountError("interrupted", ExitCode.INTERRUPTED) from None
+
+
+async def _serve(
+    options: Options,
+    place: str,
+    target: Target,
+    announce: Callable[[], None],
+    warn: Callable[[str], None],
+    unheard: tuple[str, ...],
+) -> None:
+    joined = await join(target, Wish.of(options.ssh))
+    mountpoint.refuse_inside(place, {"the control path": joined.path, "the log file": options.log_file})
+    if unheard:
+        warn(
+            f"{', '.join(unheard)}: no effect on a connection that is already open (joined at {printable(joined.path)})"
+        )
+    async with trio.open_nursery() as nursery:
+        link = Link(
+            lambda: joined.open_sftp(options.sftp_server),
+            lambda stream: Client(
+                stream,
+                deadline_s=options.deadline_s,
+                max_read_bytes=options.max_read,
+                max_write_bytes=options.max_write,
+            ),
+            nursery,
+            server=options.sftp_server,
+        )
+        try:
+            try:
+                operations = await _prepare(options, link, place)
+            except (ChannelLost, RequestTimeout) as error:
+                raise MountError(f"{printable(target.typed)}: {error}", ExitCode.PROTOCOL) from error
+            _mount(operations, options, place)
+            try:
+                nursery.start_soon(_end_on_signals, operations)
+                announce()
+                await pyfuse3.main(min_tasks=1, max_tasks=MAX_REQUESTS)
+                with trio.move_on_after(SETTLE_S):
+                    await operations.settle()
+            finally:
+                pyfuse3.close(unmount=True)
+        finally:
+            link.close()
+            nursery.cancel_scope.cancel()
+
+
+async def _prepare(options: Options, link: Link, place: str) -> Operations:
+    """Open the channel, look at the remote directory, and put the file system together."""
+    client = await link.start()
+    base, attributes = await _remote_directory(client, options)
+    await mountpoint.refuse_itself(client, base, place)
+    times = CacheTimes(
+        stat_s=options.stat_timeout_s if options.dcache else 0.0,
+        link_s=options.link_timeout_s if options.dcache else 0.0,
+        dir_s=options.dir_timeout_s if options.dcache else 0.0,
+        negative_s=min(NEGATIVE_S, options.dir_timeout_s) if options.dcache else 0.0,
+        kernel_attr_s=options.attr_timeout,
+        kernel_entry_s=options.entry_timeout,
+        kernel_negative_s=options.negative_timeout or 0.0,
+    )
+    tree = Tree(base, max_idle=max(options.dcache_max_size, 1))
+    tree.update(tree.root, attributes, trio.current_time(), tree.changes)
+    names = Names(link, tree, times, follow=options.follow_symlinks, ahead=not options.no_readahead)
+    view = View(await _identity(client, options), options.umask)
+    policy = SymlinkPolicy(contain=options.contain_symlinks, transform=options.transform_symlinks, base=base)
+    manners = Manners(
+        direct_io=options.direct_io, sync_writes=options.sync_writes, hard_links=not options.disable_hardlink
+    )
+    return Operations(names, view, policy, manners)
+
+
+async def _remote_directory(client: Client, options: Options) -> tuple[bytes, Attributes]:
+    """Return the absolute remote path to mount, and its attributes. Raises MountError."""
+    asked = os.fsencode(options.directory)
+    shown = printable(asked) if asked else "the home directory"
+    try:
+        if asked.startswith(b"~") and sftp.ExpandPath.EXTENSION in client.extensions:
+            base = await client.expand_path(asked)
+        elif asked == b"~" or asked.startswith(b"~/"):
+            base = await client.realpath(asked[2:] or b".")  # a relative path starts at home
+        elif asked.startswith(b"~"):
+            raise MountError(
+                f"the server cannot tell where {shown} is (it has no expand-path@openssh.com); give the whole path",
+                ExitCode.BAD_REMOTE_DIRECTORY,
+            )
+        else:
+            base = await client.realpath(asked or b".")
+        attributes = await client.stat(base)
+    except StatusError as error:
+        raise MountError(f"{shown} on the server: {_why(error)}", ExitCode.BAD_REMOTE_DIRECTORY) from error
+    if not base.startswith(b"/"):
+        raise MountError(
+            f"the server says that {shown} is {printable(base)}, which is no absolute path", ExitCode.PROTOCOL
+        )
+    if not stat.S_ISDIR(attributes.permissions or 0):
+        raise MountError(f"{shown} on the server is not a directory", ExitCode.BAD_REMOTE_DIRECTORY)
+    return base, attributes
+
+
+def _why(error: StatusError) -> str:
+    known = {sftp.Status.NO_SUCH_FILE: "no such directory", sftp.Status.PERMISSION_DENIED: "permission denied"}
+    return known.get(sftp.Status(error.code), str(error)) if error.code in known else str(error)
+
+
+async def _identity(client: Client, options: Options) -> IdentityMap:
+    remote: tuple[int | None, int | None] = (None, None)
+    if options.idmap == "user":
+        home = await client.stat(b".")
+        remote = (home.uid, home.gid)
+    return identity_map(
+        options.idmap, remote=remote, local=(os.getuid(), os.getgid()), shown=(options.uid, options.gid)
+    )
+
+
+def _mount(operations: Operations, options: Options, place: str) -> None:
+    try:
+        pyfuse3.init(operations, place, set(mount_options(options)))
+    except RuntimeError as error:
+        raise MountError(
+            f"the kernel did not take the mount at {place} ({error}); libfuse's own words stand above. "
+            "Is fuse3 installed, and /dev/fuse there?",
+            ExitCode.NO_FUSE,
+        ) from error
+
+
+def mount_options(options: Options) -> list[str]:
+    """What is told to libfuse and the kernel; nosuid and nodev are theirs unless asked otherwise."""
+    source = options.fsname or f"{options.user + '@' if options.user else ''}{options.host}:{options.directory}"
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    said = [f"fsname={escaped}", "subtype=sshmuxfs"]
+    said += [
+        name
+        for name, wanted in (
+            ("ro", options.read_only),
+            ("allow_other", options.allow_other),
+            ("default_permissions", options.default_permissions or options.allow_root),
+            ("suid", options.suid),
+            ("dev", options.dev),
+        )
+        if wanted
+    ]
+    return said + list(options.fuse_options)
+
+
+async def _end_on_signals(operations: Operations) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            with trio.move_on_after(SETTLE_S):
+                await operations.settle()
+            pyfuse3.terminate()
+            return

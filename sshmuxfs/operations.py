@@ -1,0 +1,406 @@
+"""The file system as the kernel sees it: each request a few lines over `names` and `io`.
+
+The rules of this file:
+- Every method goes through `boundary`: nothing but FUSEError reaches pyfuse3, which would end the mount.
+- The kernel's references are counted in the same synchronous step in which an entry is handed out.
+
+What is absent, on purpose (the kernel remembers ENOSYS and does not ask again):
+
+| request                        | errno  | why                                                                 |
+|--------------------------------|--------|---------------------------------------------------------------------|
+| get-, set-, list-, removexattr | ENOSYS | version 3 has no extended attributes; programs see EOPNOTSUPP       |
+| mknod, not of a regular file   | EPERM  | version 3 cannot make devices, fifos or sockets                     |
+| rename, EXCHANGE or WHITEOUT   | EINVAL | no request does it in one step                                      |
+| poll                           | ENOSYS | regular files are always ready                                      |
+| locks, fallocate, ioctl,       |        | not passed on by pyfuse3: the kernel locks among its own processes, |
+| copy_file_range, SEEK_DATA     |        | and answers the others itself                                       |
+
+Imported by `sshmuxfs.mount`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import time
+from typing import cast
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+from sshmuxfs.diagnosis import diagnose_write
+from sshmuxfs.errors import boundary
+from sshmuxfs.io.files import OpenFile, grown, invalidate_reads, submit_writes
+from sshmuxfs.io.listing import Listing
+from sshmuxfs.names import Names
+from sshmuxfs.sftp.client import ChannelLost
+from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Status, StatusError, Statvfs
+from sshmuxfs.tree import attributes as numbers
+from sshmuxfs.tree.attributes import View
+from sshmuxfs.tree.inodes import Inode
+from sshmuxfs.tree.symlinks import SymlinkPolicy, target_for_kernel
+
+# What one stat should suggest as the size of an operation: programs such as cp and cat read and write by it.
+BLOCK_SIZE_BYTES = 128 * 1024
+# df asks once, a desktop every second; the figure moves slowly.
+STATVFS_LIFE_S = 2.0
+# Version 3 tells whole seconds: a file changed within the last two may change again without showing it.
+SETTLED_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """Options that shape single operations."""
+
+    direct_io: bool = False
+    sync_writes: bool = False
+    hard_links: bool = True
+
+
+class Operations(pyfuse3.Operations):
+    """The requests of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, names: Names, view: View, symlinks: SymlinkPolicy, manners: Manners) -> None:
+        super().__init__()
+        self._names = names
+        self._tree = names.tree
+        self._times = names.times
+        self._view = view
+        self._symlinks = symlinks
+        self._manners = manners
+        self._files: dict[int, OpenFile] = {}
+        self._listings: dict[int, Listing] = {}
+        self._next_handle = 1
+        self._statvfs: tuple[Statvfs, float] | None = None
+
+    # -- names and attributes -----------------------------------------------------------------------------------------
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        now_s = trio.current_time()
+        entry = EntryAttributes()
+        mode, nlink, uid, gid, size, blocks, atime_ns, mtime_ns = self._view.stat(inode)
+        entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid = mode, nlink, uid, gid
+        entry.st_size, entry.st_blocks = size, blocks
+        entry.st_atime_ns = atime_ns
+        entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns  # version 3 tells no time of attribute changes
+        entry.st_ino = inode.number
+        entry.st_blksize = BLOCK_SIZE_BYTES
+        entry.attr_timeout = self._times.attr_timeout_s(inode.fetched_at_s, now_s)
+        entry.entry_timeout = self._times.entry_timeout_s(inode.fetched_at_s, now_s)
+        return entry
+
+    def _given(self, inode: Inode) -> EntryAttributes:
+        """An entry that the kernel will count as one more reference."""
+        entry = self._entry(inode)
+        self._tree.refer(inode)
+        return entry
+
+    @boundary
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            return self._given(await self._names.find(self._tree.inode(parent_inode), name))
+        except OSError as error:
+            if error.errno != errno.ENOENT or not self._times.kernel_negative_s:
+                raise
+        absent = EntryAttributes()
+        absent.st_ino = 0
+        absent.entry_timeout = self._times.kernel_negative_s
+        return absent
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            self._tree.forget(number, count)
+
+    @boundary
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        found = self._tree.inode(inode)
+        await self._names.refresh(found)
+        return self._entry(found)
+
+    @boundary
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        target = self._tree.inode(inode)
+        atime = numbers.seconds(attr.st_atime_ns) if fields.update_atime else None
+        mtime = numbers.seconds(attr.st_mtime_ns) if fields.update_mtime else None
+        if (fields.update_atime and atime is None) or (fields.update_mtime and mtime is None):
+            raise FUSEError(errno.EINVAL)
+        uid, gid = self._view.identity.to_remote(
+            attr.st_uid if fields.update_uid else None, attr.st_gid if fields.update_gid else None
+        )
+        wanted = Attributes(
+            size=attr.st_size if fields.update_size else None,
+            uid=uid,
+            gid=gid,
+            permissions=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            atime=atime,
+            mtime=mtime,
+        )
+        if wanted == Attributes():
+            await self._names.refresh(target)
+        else:
+            await self._names.set_attributes(target, wanted, self._files.get(fh) if fh is not None else None)
+        return self._entry(target)
+
+    @boundary
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        # The server decides about reading and writing when it comes to it; who may execute is in the mode alone.
+        if mode & os.X_OK:
+            found = self._tree.inode(inode)
+            await self._names.refresh(found)
+            permissions = found.attributes.permissions or 0
+            return not stat.S_ISREG(permissions) or bool(permissions & 0o111)
+        return True
+
+    @boundary
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        link = self._tree.inode(inode)
+        target = target_for_kernel(self._symlinks, self._tree.path(link), await self._names.readlink(link))
+        if target is None:
+            raise FUSEError(errno.EPERM)
+        return target
+
+    @boundary
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._given(await self._names.make_link(self._tree.inode(parent_inode), name, target))
+
+    @boundary
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        if not stat.S_ISREG(mode):
+            raise FUSEError(errno.EPERM)
+        file = await self._names.create(self._tree.inode(parent_inode), name, mode, OpenFlag.WRITE | OpenFlag.EXCL)
+        entry = self._given(file.inode)
+        self._names.close(file)
+        return entry
+
+    @boundary
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._given(await self._names.make_directory(self._tree.inode(parent_inode), name, mode))
+
+    @boundary
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._names.remove(self._tree.inode(parent_inode), name, directory=False)
+
+    @boundary
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._names.remove(self._tree.inode(parent_inode), name, directory=True)
+
+    @boundary
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        await self._names.rename(
+            *(self._tree.inode(parent_inode_old), name_old, self._tree.inode(parent_inode_new), name_new),
+            replace=not flags,
+        )
+
+    @boundary
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if not self._manners.hard_links:
+            raise FUSEError(errno.EPERM)
+        target = self._tree.inode(inode)
+        await self._names.hard_link(target, self._tree.inode(new_parent_inode), new_name)
+        await self._names.refresh(target)
+        return self._given(target)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _new_handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    def _file_info(self, file: OpenFile) -> FileInfo:
+        """Hand out a file. The kernel keeps its pages if the file is as it was when they were read, and has settled."""
+        handle = self._new_handle()
+        self._files[handle] = file
+        inode = file.inode
+        seen = (inode.attributes.size or 0, inode.attributes.mtime or 0)
+        keep = inode.cached_as == seen and seen[1] + SETTLED_S < time()
+        inode.cached_as = seen
+        return FileInfo(fh=handle, direct_io=self._manners.direct_io, keep_cache=keep)
+
+    def _file(self, handle: int) -> OpenFile:
+        return self._files[handle]
+
+    @boundary
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        target = self._tree.inode(inode)
+        before = target.attributes
+        file = await self._names.open(target, _pflags(flags))
+        if target.attributes != before:
+            # The kernel still believes what it was told; reading by an old size would show the file cut off.
+            pyfuse3.invalidate_inode(target.number, attr_only=True)
+        return self._file_info(file)
+
+    @boundary
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        file = await self._names.create(self._tree.inode(parent_inode), name, mode, _pflags(flags))
+        return self._file_info(file), self._given(file.inode)
+
+    @boundary
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        file = self._file(fh)
+        submit_writes(file.inode)
+        # pyfuse3 takes any buffer, whatever its stubs say: the answer is a view of where the server's bytes were
+        # received.
+        return cast("bytes", await file.reader.read(off, size))
+
+    @boundary
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        file = self._file(fh)
+        if file.writer is None:
+            raise FUSEError(errno.EBADF)
+        inode = file.inode
+        invalidate_reads(inode)
+        self._tree.touch(inode)
+        inode.cached_as = None
+        try:
+            await file.writer.write(off, buf)
+            if self._manners.sync_writes:
+                await file.writer.drain()
+        except Exception as error:
+            raise await self._write_failed(file, len(buf), error) from error
+        inode.attributes = grown(inode.attributes, off + len(buf))
+        return len(buf)
+
+    async def _write_failed(self, file: OpenFile, length: int, error: Exception) -> FUSEError:
+        """The errno of a write that failed, found once and told again as long as the file is open."""
+        assert file.writer is not None
+        if not isinstance(file.writer.error, FUSEError):
+            if isinstance(error, ChannelLost):  # accepted bytes are lost: that is more than "not connected"
+                file.writer.error = FUSEError(errno.EIO)
+            else:
+                file.writer.error = FUSEError(await diagnose_write(file.client, file.handle, length, error))
+        return file.writer.error
+
+    async def _drain(self, file: OpenFile) -> None:
+        if file.writer is None:
+            return
+        try:
+            await file.writer.drain()
+        except Exception as error:
+            raise await self._write_failed(file, 1, error) from error
+
+    @boundary
+    async def flush(self, fh: int) -> None:
+        await self._drain(self._file(fh))
+
+    @boundary
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        file = self._file(fh)
+        submit_writes(file.inode)
+        await self._drain(file)
+        try:
+            await file.client.fsync(file.handle)
+        except StatusError as error:
+            if error.code != Status.OP_UNSUPPORTED:
+                raise FUSEError(await diagnose_write(file.client, file.handle, 1, error)) from error
+
+    @boundary
+    async def release(self, fh: int) -> None:
+        self._names.close(self._files.pop(fh))
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    @boundary
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        listing = await self._names.list(self._tree.inode(inode))
+        handle = self._new_handle()
+        self._listings[handle] = listing
+        return handle
+
+    @boundary
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        # Position 0 is '.', 1 is '..', and n + 2 the n-th name; the kernel is given the position behind each entry.
+        listing = self._listings[fh]
+        if start_id == 0 and listing.begun:  # rewinddir: the directory as it is now
+            renewed = await self._names.list(listing.inode)
+            listing.close()
+            self._listings[fh] = listing = renewed
+        await self._names.refresh(listing.inode)
+        for position, dots in enumerate((b".", b"..")):
+            if start_id <= position and not pyfuse3.readdir_reply(
+                token, dots, self._entry(listing.inode), position + 1
+            ):
+                return
+        index = max(0, start_id - 2)
+        while await listing.has(index):
+            inode = listing.inode_at(index)
+            if inode is not None:
+                if not pyfuse3.readdir_reply(token, listing.names[index], self._entry(inode), index + 3):
+                    return
+                self._tree.refer(inode)
+            listing.given(index)
+            index += 1
+
+    @boundary
+    async def releasedir(self, fh: int) -> None:
+        self._listings.pop(fh).close()
+
+    @boundary
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Every change to a directory was acknowledged before it was reported: nothing is left to do."""
+
+    @boundary
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        now_s = trio.current_time()
+        if self._statvfs is None or self._statvfs[1] + STATVFS_LIFE_S < now_s:
+            try:
+                self._statvfs = await self._names.statvfs(), now_s
+            except StatusError as error:
+                if error.code != Status.OP_UNSUPPORTED:
+                    raise
+                # Unknown is told as zero blocks, which df leaves out, rather than as figures made up.
+                self._statvfs = Statvfs(4096, 4096, 0, 0, 0, 0, 0, 0, 0, 0, 255), now_s
+        known = self._statvfs[0]
+        data = StatvfsData()
+        data.f_bsize, data.f_frsize = known.bsize, known.frsize or known.bsize
+        data.f_blocks, data.f_bfree, data.f_bavail = known.blocks, known.bfree, known.bavail
+        data.f_files, data.f_ffree, data.f_favail = known.files, known.ffree, known.favail
+        data.f_namemax = min(known.namemax or 255, 255)
+        return data
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def settle(self) -> None:
+        """Before the end: wait for what was accepted, as long as the server answers; log what is lost."""
+        for file in list(self._files.values()):
+            try:
+                await self._drain(file)
+            except FUSEError:
+                continue
+
+
+def _pflags(flags: int) -> int:
+    access = flags & os.O_ACCMODE
+    pflags = OpenFlag(0)
+    if access in (os.O_RDONLY, os.O_RDWR):
+        pflags |= OpenFlag.READ
+    if access in (os.O_WRONLY, os.O_RDWR):
+        pflags |= OpenFlag.WRITE
+    if flags & os.O_APPEND:
+        pflags |= OpenFlag.APPEND
+    if flags & os.O_TRUNC:
+        pflags |= OpenFlag.TRUNC
+    if flags & os.O_EXCL:
+        pflags |= OpenFlag.EXCL
+    return int(pflags)

@@ -1,0 +1,123 @@
+"""The link under a mount: the channel there is now, and a new one when it ended.
+
+The rule of this file: a channel that died never takes the mount with it. Who needs the server asks for `client()`;
+while there is none, one attempt at a time is made to open another on the same connection, and everyone else who comes
+meanwhile shares its outcome or is refused at once, so that nothing hangs.
+
+Imported by `sshmuxfs.names`, `sshmuxfs.mount`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from mux.downstream.join import sftp_failure
+from mux.downstream.openssh import SessionStream
+from mux.errors import ConnectionLost, SharingError
+from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
+
+log = logging.getLogger(__name__)
+
+# After a failed attempt, the next is not made before this long; doubled each time up to the last. A dead connection is
+# then asked for gently, and a new one is found soon enough for a person.
+FIRST_PAUSE_S = 0.2
+LAST_PAUSE_S = 5.0
+# What the remote sftp-server wrote as it died comes right behind the end of its output, or not at all.
+LAST_WORDS_S = 1.0
+
+
+class Link:
+    """Opens the sftp channel of a mount, and opens it again.
+
+    `open_stream` starts a session on the shared connection, `make_client` puts a client on it; `server` is what runs
+    there, for messages.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[], Awaitable[SessionStream]],
+        make_client: Callable[[SessionStream], Client],
+        nursery: trio.Nursery,
+        *,
+        server: str,
+    ) -> None:
+        self._open_stream = open_stream
+        self._make_client = make_client
+        self._nursery = nursery
+        self._server = server
+        self._client: Client | None = None
+        self._opening = trio.Lock()
+        self._pause_s = FIRST_PAUSE_S
+        self._next_attempt_s = 0.0
+        self._refusal = ""
+
+    async def client(self) -> Client:
+        """Return a live client, without waiting if there is one. Raises ChannelLost."""
+        if self._client is not None and self._client.lost is None:
+            return self._client
+        async with self._opening:
+            if self._client is not None and self._client.lost is None:
+                return self._client
+            if trio.current_time() < self._next_attempt_s:
+                raise ChannelLost(self._refusal)
+            try:
+                return await self.start()
+            except (SharingError, ChannelLost, RequestTimeout, OSError) as error:
+                self._refusal = f"no connection: {error}"
+                self._next_attempt_s = trio.current_time() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+                log.warning("no channel could be opened: %s", error)
+                raise ChannelLost(self._refusal) from error
+
+    async def start(self) -> Client:
+        """Open a channel; whatever is wrong is raised as it is: SharingError, ChannelLost, RequestTimeout."""
+        stream = await self._open_stream()
+        client = self._make_client(stream)
+        self._nursery.start_soon(self._serve, client, stream)
+        try:
+            await client.start()
+        except ChannelLost as error:
+            if client.greeted or client.broke_protocol:
+                raise
+            raise sftp_failure(self._server, *await _last_words(stream)) from error
+        finally:
+            if client.lost is not None or not client.greeted:
+                client.end("it could not be opened")
+                stream.close()
+        if self._client is not None:
+            log.warning("a new channel is open")
+        self._client = client
+        self._pause_s = FIRST_PAUSE_S
+        return client
+
+    async def _serve(self, client: Client, stream: SessionStream) -> None:
+        await client.serve()
+        if client is not self._client:
+            return  # it never came to life: `start` tells why
+        exit_value, text = await _last_words(stream)
+        stream.close()
+        log.warning(
+            "the channel ended: %s%s%s",
+            client.lost,
+            "" if exit_value is None else f" (exit status {exit_value})",
+            f": {text}" if text else "",
+        )
+
+    def close(self) -> None:
+        """End the channel, as the mount ends."""
+        if self._client is not None:
+            self._client.end("the mount ends")
+
+
+async def _last_words(stream: SessionStream) -> tuple[int | None, str]:
+    """The exit value of a session that ended, if it comes, and what it wrote on stderr."""
+    exit_value = None
+    with trio.move_on_after(LAST_WORDS_S, shield=True):
+        try:
+            exit_value = await stream.wait_closed()
+        except ConnectionLost:
+            pass
+    return exit_value, stream.stderr_text()

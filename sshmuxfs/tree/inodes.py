@@ -1,0 +1,415 @@
+"""The tree of names that are known: which inode stands where, who refers to it, and what was last heard of it.
+
+The rules of this file:
+- It is synchronous and does no I/O. A change is one call, so that no task ever sees half of it.
+- *Own changes win.* Whoever asks the server notes with `asking()` how far the changes had come when the question was
+  sent; an answer never overwrites what was changed here after that, and never brings back a name removed after that.
+- An inode number is never that of another inode which anyone still refers to. It is made from the parent's number and
+  the name, so that it is the same again after the kernel forgot it or the file system was mounted anew (git and backup
+  programs compare inode numbers).
+
+An inode with no kernel lookups, no open handles and no known children is *idle*: kept for its knowledge, the longest
+idle one dropped first when there are more than `max_idle`.
+
+Imported by `sshmuxfs.operations`, `sshmuxfs.io.files` (through the inode only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sshmuxfs.sftp.protocol import Attributes
+
+ROOT_NUMBER = 1
+# sshfs's dcache_max_size; about 5 MB here.
+DEFAULT_MAX_IDLE = 10_000
+# Absent names remembered per directory; a program that probes more has no pattern worth keeping.
+MAX_ABSENT = 1024
+NEVER_S = float("-inf")
+
+
+class Gone(Exception):
+    """The inode has no name any more: it was removed, or something else stands in its place."""
+
+
+class Directory:
+    """What is known of a directory's names."""
+
+    __slots__ = ("absent", "asking", "children", "listed_at_s", "removed")
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, Inode] = {}
+        self.listed_at_s = NEVER_S  # when `children` was last known to be complete
+        self.absent: dict[bytes, float] = {}  # names the server did not have, and when
+        self.asking = 0  # questions about its names under way
+        self.removed: dict[
+            bytes, int
+        ] = {}  # names removed here while questions were under way, and the change's number
+
+
+class Inode:
+    """One file, directory or link. Its names are `(parent, name)` and `more_names` (hard links made here)."""
+
+    __slots__ = (
+        *(
+            "attributes",
+            "cached_as",
+            "changed",
+            "directory",
+            "fetched_at_s",
+            "files",
+            "link_fetched_at_s",
+            "link_target",
+        ),
+        *("lookups", "more_names", "name", "number", "parent"),
+    )
+
+    def __init__(self, number: int, parent: Inode | None, name: bytes) -> None:
+        self.number = number
+        self.parent = parent  # None: the root, or no name left
+        self.name = name
+        self.more_names: list[tuple[Inode, bytes]] | None = None
+        self.lookups = 0  # references the kernel holds
+        self.files: list[object] | None = None  # open files on it
+        self.attributes = Attributes()
+        self.fetched_at_s = NEVER_S
+        self.changed = 0  # number of the last change made here to its content or attributes
+        self.cached_as: tuple[int, int] | None = None  # size and mtime of what the kernel's page cache holds
+        self.directory: Directory | None = None
+        self.link_target: bytes | None = None
+        self.link_fetched_at_s = NEVER_S
+
+    @property
+    def kind(self) -> int:
+        """The S_IFMT bits, 0 if unknown."""
+        return stat.S_IFMT(self.attributes.permissions or 0)
+
+    @property
+    def gone(self) -> bool:
+        """Whether no name leads here any more."""
+        return self.parent is None and self.number != ROOT_NUMBER
+
+    @property
+    def link_count(self) -> int:
+        """Names known to lead here; 1 for directories, which tells programs that nothing follows from it."""
+        if self.gone:
+            return 0
+        return 1 + len(self.more_names or ())
+
+    def names(self) -> list[tuple[Inode, bytes]]:
+        """Every known name, the one that paths are made of first."""
+        first = [(self.parent, self.name)] if self.parent is not None else []
+        return [*first, *(self.more_names or ())]
+
+
+class Tree:
+    """All known inodes of one mount. `base` is the absolute remote path of its root."""
+
+    def __init__(self, base: bytes, *, max_idle: int = DEFAULT_MAX_IDLE) -> None:
+        self.base = base
+        self.root = Inode(ROOT_NUMBER, None, b"")
+        self.root.directory = Directory()
+        self.changes = 0  # how many changes were made here so far
+        self._by_number = {ROOT_NUMBER: self.root}
+        self._idle: OrderedDict[int, Inode] = OrderedDict()
+        self._max_idle = max_idle
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def inode(self, number: int) -> Inode:
+        """Return a known inode. Raises Gone if the number means nothing (a file handle from before a restart)."""
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise Gone(f"no inode has the number {number}") from None
+
+    def path(self, inode: Inode, name: bytes | None = None) -> bytes:
+        """Return the remote path of an inode, or of `name` within it. Raises Gone if it has no name left."""
+        parts = [] if name is None else [name]
+        node = inode
+        while node.parent is not None:
+            parts.append(node.name)
+            node = node.parent
+        if node is not self.root:
+            raise Gone(f"inode {inode.number} has no name any more")
+        parts.append(b"" if self.base == b"/" else self.base)
+        return b"/".join(reversed(parts)) or b"/"
+
+    # -- learning from the server -------------------------------------------------------------------------------------
+
+    def begin_asking(self, directory: Inode) -> int:
+        """A question about names in `directory` goes out; return the number of changes so far. `end_asking` ends it."""
+        _state(directory).asking += 1
+        return self.changes
+
+    def end_asking(self, directory: Inode) -> None:
+        """The answers to a question about names in `directory` are in, or no longer wanted."""
+        state = _state(directory)
+        state.asking -= 1
+        if not state.asking:
+            state.removed.clear()
+
+    @contextmanager
+    def asking(self, directory: Inode) -> Iterator[int]:
+        """`begin_asking` and `end_asking` around a block."""
+        as_of = self.begin_asking(directory)
+        try:
+            yield as_of
+        finally:
+            self.end_asking(directory)
+
+    def learn(self, parent: Inode, name: bytes, attributes: Attributes, now_s: float, as_of: int) -> Inode | None:
+        """The server says that `name` in `parent` has `attributes`, in answer to a question sent at change `as_of`.
+
+        Returns the inode, or None when the name was removed here after the question was sent.
+        """
+        state = _state(parent)
+        if state.removed and state.removed.get(name, -1) > as_of:
+            return None
+        state.absent.pop(name, None)
+        inode = state.children.get(name)
+        if inode is not None and inode.changed <= as_of and _other_kind(inode, attributes):
+            self._detach_name(inode, parent, name)
+            inode = None
+        if inode is None:
+            inode = self._add(parent, name)
+        self.update(inode, attributes, now_s, as_of)
+        return inode
+
+    def update(self, inode: Inode, attributes: Attributes, now_s: float, as_of: int) -> None:
+        """The server says that `inode` has `attributes`, in answer to a question sent at change `as_of`."""
+        if inode.changed <= as_of:
+            inode.attributes = attributes
+            inode.fetched_at_s = now_s
+
+    def learn_absent(self, parent: Inode, name: bytes, now_s: float, as_of: int) -> None:
+        """The server says that there is no `name` in `parent`."""
+        state = _state(parent)
+        inode = state.children.get(name)
+        if inode is not None:
+            if inode.changed > as_of:
+                return
+            self._detach_name(inode, parent, name)
+        if len(state.absent) >= MAX_ABSENT:
+            state.absent.clear()
+        state.absent[name] = now_s
+
+    def learn_complete(self, parent: Inode, names: set[bytes], now_s: float, as_of: int) -> None:
+        """`names` were all, in answer to questions the first of which was sent at `now_s` and change `as_of`."""
+        state = _state(parent)
+        for name, inode in list(state.children.items()):
+            if name not in names and inode.changed <= as_of and inode.fetched_at_s <= now_s:
+                self._detach_name(inode, parent, name)
+        state.listed_at_s = now_s
+
+    def is_absent(self, parent: Inode, name: bytes, now_s: float, life_s: float) -> bool:
+        """Whether `name` is known not to be in `parent`, by a complete listing or an answer not older than `life_s`."""
+        state = _state(parent)
+        if name in state.children:
+            return False
+        return max(state.listed_at_s, state.absent.get(name, NEVER_S)) + life_s > now_s
+
+    # -- changes made here --------------------------------------------------------------------------------------------
+
+    def touch(self, inode: Inode) -> int:
+        """`inode` was changed here: what is known of its attributes is old, and answers under way are too."""
+        self.changes += 1
+        inode.changed = self.changes
+        inode.fetched_at_s = NEVER_S
+        return self.changes
+
+    def add(self, parent: Inode, name: bytes) -> Inode:
+        """`name` was made here, in `parent`; whatever had the name before is gone."""
+        state = _state(parent)
+        old = state.children.get(name)
+        if old is not None:
+            self._detach_name(old, parent, name)
+        state.absent.pop(name, None)
+        state.removed.pop(name, None)
+        inode = self._add(parent, name)
+        self.touch(inode)
+        self.touch(parent)
+        return inode
+
+    def made_directory(self, inode: Inode, now_s: float) -> None:
+        """`inode` is a directory just made here: it is known to be empty."""
+        _state(inode).listed_at_s = now_s
+
+    def remove(self, parent: Inode, name: bytes) -> None:
+        """`name` was removed here from `parent`. The inode lives on while anyone refers to it."""
+        self.touch(parent)
+        self._note_removed(parent, name)
+        inode = _state(parent).children.get(name)
+        if inode is not None:
+            self.touch(inode)
+            self._detach_name(inode, parent, name, listing_stands=True)
+
+    def rename(self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes) -> None:
+        """A name was moved here; the inode keeps its number, and what stood at the new name is gone."""
+        source, target = _state(old_parent), _state(new_parent)
+        inode = source.children.get(old_name)
+        replaced = target.children.get(new_name)
+        self.touch(old_parent)
+        self.touch(new_parent)
+        if inode is not None and inode is replaced:
+            return  # two names of one file: rename(2) then does nothing
+        if replaced is not None:
+            self.touch(replaced)
+            self._detach_name(replaced, new_parent, new_name, listing_stands=True)
+        self._note_removed(old_parent, old_name)
+        target.absent.pop(new_name, None)
+        target.removed.pop(new_name, None)
+        if inode is None:
+            target.listed_at_s = NEVER_S  # something is there now of which nothing is known
+            return
+        del source.children[old_name]
+        target.children[new_name] = inode
+        _replace_name(inode, (old_parent, old_name), (new_parent, new_name))
+        self.touch(inode)
+        self._settle(old_parent)
+        self._settle(new_parent)
+
+    def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """A further name for `inode` was made here."""
+        state = _state(parent)
+        old = state.children.get(name)
+        if old is not None:
+            self._detach_name(old, parent, name)
+        state.absent.pop(name, None)
+        state.removed.pop(name, None)
+        state.children[name] = inode
+        if inode.gone:
+            inode.parent, inode.name = parent, name
+        elif inode.more_names is None:
+            inode.more_names = [(parent, name)]
+        else:
+            inode.more_names.append((parent, name))
+        self.touch(inode)
+        self.touch(parent)
+        self._settle(parent)
+
+    def distrust(self, parent: Inode, *names: bytes) -> None:
+        """An operation on `names` in `parent` ended in doubt: believe nothing of them."""
+        state = _state(parent)
+        state.listed_at_s = NEVER_S
+        state.absent.clear()
+        self.touch(parent)
+        for name in names:
+            inode = state.children.get(name)
+            if inode is not None:
+                self.touch(inode)
+
+    # -- references ---------------------------------------------------------------------------------------------------
+
+    def refer(self, inode: Inode) -> None:
+        """The kernel was told of `inode`, once more."""
+        inode.lookups += 1
+        if inode.lookups == 1:
+            self._idle.pop(inode.number, None)
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel dropped `count` of its references."""
+        inode = self._by_number.get(number)
+        if inode is not None:
+            inode.lookups = max(0, inode.lookups - count)
+            self._settle(inode)
+
+    def open_file(self, inode: Inode, file: object) -> None:
+        """`file` is open on `inode` from now on."""
+        if inode.files is None:
+            inode.files = []
+        inode.files.append(file)
+        self._idle.pop(inode.number, None)
+
+    def close_file(self, inode: Inode, file: object) -> None:
+        """`file` is no longer open on `inode`."""
+        if inode.files is not None and file in inode.files:
+            inode.files.remove(file)
+            if not inode.files:
+                inode.files = None
+        self._settle(inode)
+
+    # -- within -------------------------------------------------------------------------------------------------------
+
+    def _add(self, parent: Inode, name: bytes) -> Inode:
+        inode = Inode(self._free_number(parent.number, name), parent, name)
+        self._by_number[inode.number] = inode
+        _state(parent).children[name] = inode
+        self._idle.pop(parent.number, None)
+        self._settle(inode)
+        return inode
+
+    def _free_number(self, parent_number: int, name: bytes) -> int:
+        salt = parent_number.to_bytes(8, "big")
+        attempt = name
+        for turn in range(1 << 16):
+            digest = hashlib.blake2b(attempt, digest_size=8, salt=salt).digest()
+            number = int.from_bytes(digest, "big") >> 1  # 63 bits: some programs read inode numbers as signed
+            if number > ROOT_NUMBER and number not in self._by_number:
+                return number
+            attempt = b"%b/%d" % (name, turn)  # no name holds a slash
+        raise AssertionError("65,536 inodes share one name")
+
+    def _note_removed(self, parent: Inode, name: bytes) -> None:
+        state = _state(parent)
+        if state.asking:
+            state.removed[name] = self.changes
+
+    def _detach_name(self, inode: Inode, parent: Inode, name: bytes, *, listing_stands: bool = False) -> None:
+        """Take one name from an inode; `listing_stands`: we know that the name is absent, not just in doubt."""
+        state = _state(parent)
+        del state.children[name]
+        if not listing_stands:
+            state.listed_at_s = NEVER_S
+        _replace_name(inode, (parent, name), None)
+        self._settle(inode)
+        self._settle(parent)
+
+    def _settle(self, inode: Inode) -> None:
+        """Decide anew whether `inode` is referred to, idle, or to be dropped."""
+        number = inode.number
+        if inode.lookups or inode.files or inode is self.root or (inode.directory and inode.directory.children):
+            self._idle.pop(number, None)
+        elif inode.gone:
+            self._idle.pop(number, None)
+            self._by_number.pop(number, None)
+        else:
+            self._idle[number] = inode
+            if len(self._idle) > self._max_idle:
+                self._drop(next(iter(self._idle.values())))
+
+    def _drop(self, inode: Inode) -> None:
+        for parent, name in inode.names():
+            self._detach_name(inode, parent, name)
+
+
+def _state(inode: Inode) -> Directory:
+    """Return what is known of the names in a directory; it begins when first asked for."""
+    if inode.directory is None:
+        inode.directory = Directory()
+    return inode.directory
+
+
+def _other_kind(inode: Inode, attributes: Attributes) -> bool:
+    kind = stat.S_IFMT(attributes.permissions or 0)
+    return bool(inode.kind and kind and inode.kind != kind)
+
+
+def _replace_name(inode: Inode, old: tuple[Inode, bytes], new: tuple[Inode, bytes] | None) -> None:
+    """Give an inode `new` in the place of its name `old`; None takes the name away."""
+    if inode.parent is old[0] and inode.name == old[1]:
+        if new is None and inode.more_names:
+            new = inode.more_names.pop(0)
+        inode.parent, inode.name = new if new is not None else (None, inode.name)
+    elif inode.more_names:
+        at = inode.more_names.index(old)
+        inode.more_names[at : at + 1] = [] if new is None else [new]
+    if not inode.more_names:
+        inode.more_names = None
