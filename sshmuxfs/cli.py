@@ -28,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     try:
         asked = parse(sys.argv[1:] if argv is None else argv)
+        if isinstance(asked, Help | Version):
+            print(asked.text)
+            return ExitCode.OK
+        return _mount(asked, lambda: None) if asked.foreground else _in_background(asked)
     except (UsageError, SharingError) as error:
         _say(str(error))
         return ExitCode.USAGE
-    if isinstance(asked, Help | Version):
-        print(asked.text)
-        return ExitCode.OK
-    return _mount(asked, lambda: None) if asked.foreground else _in_background(asked)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return ExitCode.INTERRUPTED
 
 
 def _say(line: str) -> None:
@@ -55,8 +58,6 @@ def _mount(options: Options, announce: Callable[[], None]) -> int:
         if error.hint:
             _say(error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
     return ExitCode.OK
 
 
@@ -70,7 +71,10 @@ def _in_background(options: Options) -> int:
         code = int(ExitCode.FAILURE)
         try:
             code = _mount(options, lambda: _let_go(writable))
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
         finally:
+            logging.shutdown()
             os._exit(code)
     os.close(writable)
     # Ctrl-C reaches the child as well, which tidies up; what is left for us is to wait for it.

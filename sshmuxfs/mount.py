@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
@@ -30,7 +31,7 @@ from sshmuxfs.options import Options
 from sshmuxfs.session import Link
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
-from sshmuxfs.sftp.protocol import Attributes, StatusError
+from sshmuxfs.sftp.protocol import Attributes, DecodeError, StatusError
 from sshmuxfs.tree.attributes import View
 from sshmuxfs.tree.cache import NEGATIVE_S, CacheTimes
 from sshmuxfs.tree.identity import IdentityMap, identity_map
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 # Requests handled at a time; each may hold one write of up to 1 MiB twice (in libfuse's buffer and as bytes), which
 # bounds the memory that writers can make us use. The kernel keeps the others waiting.
 MAX_REQUESTS = 40
+# Tasks that wait for the next request; fewer would be ended and started anew all the time.
+SPARE_TASKS = 8
 # How long an orderly end waits for what was written and not yet acknowledged.
 SETTLE_S = 10.0
 
@@ -50,64 +53,92 @@ class MountError(SharingError):
     """The mount could not be made; the exit code says of what kind the reason is."""
 
 
-def run(options: Options, announce: Callable[[], None], warn: Callable[[str], None]) -> None:
-    """Mount and serve until unmounted. `announce` is called once the mount works; `warn` takes lines for the user.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be mounted where. `announce` is called once the mount works; `warn` takes lines for the user."""
 
-    Raises SharingError for whatever stood in the way before that.
+    options: Options
+    place: str
+    target: Target
+    announce: Callable[[], None]
+    warn: Callable[[str], None]
+
+
+def run(options: Options, announce: Callable[[], None], warn: Callable[[str], None]) -> None:
+    """Mount and serve until unmounted; for `announce` and `warn` see `Plan`.
+
+    Raises SharingError for whatever stood in the way.
     """
     place = mountpoint.prepare(options.mountpoint, allow_nonempty=options.nonempty)
     target = resolve(options.host, options.user, options.ssh)
-    unheard = ignored_options(options.ssh)
     os.chdir("/")
-    try:
-        trio.run(_serve, options, place, target, announce, warn, unheard)
-    except* KeyboardInterrupt:
-        raise MountError("interrupted", ExitCode.INTERRUPTED) from None
+    refusal = trio.run(_live, Plan(options, place, target, announce, warn))
+    if refusal is not None:
+        raise refusal
 
 
-async def _serve(
-    options: Options,
-    place: str,
-    target: Target,
-    announce: Callable[[], None],
-    warn: Callable[[str], None],
-    unheard: tuple[str, ...],
-) -> None:
-    joined = await join(target, Wish.of(options.ssh))
-    mountpoint.refuse_inside(place, {"the control path": joined.path, "the log file": options.log_file})
-    if unheard:
-        warn(
-            f"{', '.join(unheard)}: no effect on a connection that is already open (joined at {printable(joined.path)})"
-        )
-    async with trio.open_nursery() as nursery:
-        link = Link(
-            lambda: joined.open_sftp(options.sftp_server),
-            lambda stream: Client(
-                stream,
-                deadline_s=options.deadline_s,
-                max_read_bytes=options.max_read,
-                max_write_bytes=options.max_write,
-            ),
-            nursery,
-            server=options.sftp_server,
-        )
-        try:
+async def _live(plan: Plan) -> SharingError | None:
+    """Run until the mount is gone; return what stood in the way of it (a nursery would wrap an exception)."""
+    refusal: SharingError | None = None
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            mounted: list[Operations] = []
+            nursery.start_soon(_end_on_signals, signals, mounted, nursery.cancel_scope)
             try:
-                operations = await _prepare(options, link, place)
-            except (ChannelLost, RequestTimeout) as error:
-                raise MountError(f"{printable(target.typed)}: {error}", ExitCode.PROTOCOL) from error
-            _mount(operations, options, place)
-            try:
-                nursery.start_soon(_end_on_signals, operations)
-                announce()
-                await pyfuse3.main(min_tasks=1, max_tasks=MAX_REQUESTS)
-                with trio.move_on_after(SETTLE_S):
-                    await operations.settle()
+                await _serve(plan, nursery, mounted)
+            except trio.Cancelled:
+                refusal = MountError("interrupted", ExitCode.INTERRUPTED)
+                raise
+            except SharingError as error:
+                refusal = error
+            except (ChannelLost, RequestTimeout, StatusError, DecodeError) as error:
+                refusal = MountError(f"{printable(plan.target.typed)}: {error}", ExitCode.PROTOCOL)
             finally:
-                pyfuse3.close(unmount=True)
+                nursery.cancel_scope.cancel()
+    return refusal
+
+
+async def _end_on_signals(signals: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope) -> None:
+    async for number in signals:
+        log.info("ending on %s", signal.Signals(number).name)
+        if not mounted:
+            everything.cancel()
+            return
+        with trio.move_on_after(SETTLE_S):
+            await mounted[0].settle()
+        pyfuse3.terminate()
+
+
+async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -> None:
+    """Join, mount, serve, unmount. `mounted` holds the operations while there is a mount."""
+    options = plan.options
+    joined = await join(plan.target, Wish.of(options.ssh))
+    mountpoint.refuse_inside(plan.place, {"the control path": joined.path, "the log file": options.log_file})
+    unheard = ignored_options(options.ssh)
+    if unheard:
+        where = printable(joined.path)
+        plan.warn(f"{', '.join(unheard)}: no effect on a connection that is already open (joined at {where})")
+    link = Link(
+        lambda: joined.open_sftp(options.sftp_server),
+        lambda stream: Client(
+            stream, deadline_s=options.deadline_s, max_read_bytes=options.max_read, max_write_bytes=options.max_write
+        ),
+        nursery,
+        server=options.sftp_server,
+    )
+    try:
+        operations = await _prepare(options, link, plan.place)
+        _mount(operations, options, plan.place)
+        try:
+            mounted.append(operations)
+            plan.announce()
+            await pyfuse3.main(min_tasks=SPARE_TASKS, max_tasks=MAX_REQUESTS)
+            with trio.move_on_after(SETTLE_S):
+                await operations.settle()
         finally:
-            link.close()
-            nursery.cancel_scope.cancel()
+            pyfuse3.close(unmount=True)
+    finally:
+        link.close()
 
 
 async def _prepare(options: Options, link: Link, place: str) -> Operations:
@@ -206,13 +237,3 @@ def mount_options(options: Options) -> list[str]:
         if wanted
     ]
     return said + list(options.fuse_options)
-
-
-async def _end_on_signals(operations: Operations) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("ending on %s", signal.Signals(number).name)
-            with trio.move_on_after(SETTLE_S):
-                await operations.settle()
-            pyfuse3.terminate()
-            return

@@ -222,14 +222,19 @@ class Names:
         return sftp.Lsetstat(path, wanted)
 
     async def _completed(self, inode: Inode, wanted: Attributes) -> Attributes:
-        """Fill in the other half of a pair: version 3 only sets both. Asked anew, so that no old time is put back."""
-        if (wanted.atime is None) != (wanted.mtime is None) or (wanted.uid is None) != (wanted.gid is None):
+        """Fill in the other half of a pair: version 3 only sets both.
+
+        It is asked for anew, so that no old owner or time of change is put back; an old time of access harms nobody.
+        """
+        half_owner = (wanted.uid is None) != (wanted.gid is None)
+        half_times = (wanted.atime is None) != (wanted.mtime is None)
+        if half_owner or (half_times and (wanted.mtime is None or inode.attributes.atime is None)):
             await self._ask_attributes(inode)
-            now = inode.attributes
-            if wanted.atime is not None or wanted.mtime is not None:
-                wanted = wanted._replace(atime=_or(wanted.atime, now.atime), mtime=_or(wanted.mtime, now.mtime))
-            if wanted.uid is not None or wanted.gid is not None:
-                wanted = wanted._replace(uid=_or(wanted.uid, now.uid), gid=_or(wanted.gid, now.gid))
+        now = inode.attributes
+        if half_times:
+            wanted = wanted._replace(atime=_or(wanted.atime, now.atime), mtime=_or(wanted.mtime, now.mtime))
+        if half_owner:
+            wanted = wanted._replace(uid=_or(wanted.uid, now.uid), gid=_or(wanted.gid, now.gid))
         return wanted
 
     def _live(self, client: Client, inode: Inode, file: OpenFile | None, *, writable: bool) -> OpenFile | None:

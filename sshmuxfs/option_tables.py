@@ -152,6 +152,8 @@ _HONOURED: Final = (
     _for_the_mount("sync", "the kernel treats every write as O_SYNC"),
     _for_the_mount("async", "it does not (default)", "sync"),
     _for_the_mount("dirsync", "the same for changes of directories"),
+    _for_the_mount("noatime", "shown in the table of mounts; times of access are the server's in any case"),
+    _for_the_mount("atime", "the opposite", "noatime"),
     _for_the_mount("auto_unmount", "unmount when this process ends, however it ends"),
     _text("fsname", Group.MOUNT, "fsname", "NAME", "source shown in the table of mounts (default: user@host:dir)"),
     _flag("nonempty", Group.MOUNT, "nonempty", "mount over a directory that is not empty"),
@@ -186,9 +188,13 @@ _HONOURED: Final = (
     ),
     _flag("follow_symlinks", Group.LINKS, "follow_symlinks", "show what links lead to on the server"),
     _flag("disable_hardlink", Group.LINKS, "disable_hardlink", "hard links fail with ENOSYS"),
-    _seconds("attr_timeout", "attr_timeout", "how long the kernel may believe attributes"),
-    _seconds("entry_timeout", "entry_timeout", "how long the kernel may believe a name"),
-    _seconds("negative_timeout", "negative_timeout", "how long the kernel may believe that a name is not there"),
+    _seconds(
+        "attr_timeout", "attr_timeout", "how long the kernel may believe attributes (default: as remembered here)"
+    ),
+    _seconds("entry_timeout", "entry_timeout", "how long the kernel may believe a name (default: as remembered here)"),
+    _seconds(
+        "negative_timeout", "negative_timeout", "how long the kernel may believe that a name is not there (default: 0)"
+    ),
     Option(
         "dir_cache",
         Group.CACHES,
@@ -320,7 +326,7 @@ _UNNEEDED: Final = (
         "data goes to the kernel from where it was received, without a pipe between",
     ),
     *_unneeded(
-        "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime",
+        "diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime",
         "times of access are the server's",
     ),
     *_unneeded(
