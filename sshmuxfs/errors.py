@@ -77,8 +77,8 @@ def boundary(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
             if number is None:
                 log.exception("%s failed in a way it should not", method.__name__)
                 number = errno.EIO
-            elif number in (errno.EIO, errno.ENOTCONN):
-                log.info("%s: %s", method.__name__, error)
+            else:
+                log.debug("%s: %s", method.__name__, error)
             raise pyfuse3.FUSEError(number) from error
 
     return guarded

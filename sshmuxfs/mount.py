@@ -118,6 +118,10 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
     if unheard:
         where = printable(joined.path)
         plan.warn(f"{', '.join(unheard)}: no effect on a connection that is already open (joined at {where})")
+    if options.allow_other and not options.default_permissions:
+        plan.warn("allow_other without default_permissions: every user of this machine acts as the login on the server")
+    for line in options.warnings:
+        log.debug(line)
     link = Link(
         lambda: joined.open_sftp(options.sftp_server),
         lambda stream: Client(
@@ -125,6 +129,7 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
         ),
         nursery,
         server=options.sftp_server,
+        deadline_s=options.deadline_s,
     )
     try:
         operations = await _prepare(options, link, plan.place)
@@ -230,7 +235,8 @@ def mount_options(options: Options) -> list[str]:
         for name, wanted in (
             ("ro", options.read_only),
             ("allow_other", options.allow_other),
-            ("default_permissions", options.default_permissions or options.allow_root),
+            ("allow_root", options.allow_root),
+            ("default_permissions", options.default_permissions),
             ("suid", options.suid),
             ("dev", options.dev),
         )

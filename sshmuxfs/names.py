@@ -17,6 +17,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import time
 
 import trio
 
@@ -46,6 +47,7 @@ class Names:
         self.tree = tree
         self.times = times
         self.memory = Memory()
+        self.server_ahead_s = 0.0  # how far the server's clock is ahead of ours, by the last file made there
         self._link = link
         self._follow = follow
         self._ahead = ahead
@@ -368,6 +370,7 @@ class Names:
                 raise
         inode = self.tree.add(parent, name)
         self.tree.update(inode, attributes, now_s, self.tree.changes)
+        self.server_ahead_s = (attributes.mtime or 0) - time()
         file = self._opened(inode, client, handle, path, pflags & ~OpenFlag.EXCL)
         if (attributes.permissions or 0) & _MODE_BITS != mode & _MODE_BITS:  # the server's umask
             try:

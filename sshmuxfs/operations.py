@@ -232,7 +232,7 @@ class Operations(pyfuse3.Operations):
         self._files[handle] = file
         inode = file.inode
         seen = (inode.attributes.size or 0, inode.attributes.mtime or 0)
-        keep = inode.cached_as == seen and seen[1] + SETTLED_S < time()
+        keep = inode.cached_as == seen and seen[1] + SETTLED_S < time() + self._names.server_ahead_s
         inode.cached_as = seen
         return FileInfo(fh=handle, direct_io=self._manners.direct_io, keep_cache=keep)
 
@@ -273,13 +273,13 @@ class Operations(pyfuse3.Operations):
         invalidate_reads(inode)
         self._tree.touch(inode)
         inode.cached_as = None
+        inode.attributes = grown(inode.attributes, off + len(buf))
         try:
             await file.writer.write(off, buf)
             if self._manners.sync_writes:
                 await file.writer.drain()
         except Exception as error:
             raise await self._write_failed(file, len(buf), error) from error
-        inode.attributes = grown(inode.attributes, off + len(buf))
         return len(buf)
 
     async def _write_failed(self, file: OpenFile, length: int, error: Exception) -> FUSEError:
@@ -336,6 +336,8 @@ class Operations(pyfuse3.Operations):
             renewed = await self._names.list(listing.inode)
             listing.close()
             self._listings[fh] = listing = renewed
+        if listing.inode.gone:
+            return  # removed while it was open: nothing is in it
         await self._names.refresh(listing.inode)
         for position, dots in enumerate((b".", b"..")):
             if start_id <= position and not pyfuse3.readdir_reply(

@@ -18,6 +18,7 @@ from mux.downstream.join import sftp_failure
 from mux.downstream.openssh import SessionStream
 from mux.errors import ConnectionLost, SharingError
 from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
+from sshmuxfs.sftp.protocol import DecodeError, StatusError
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,13 @@ class Link:
         nursery: trio.Nursery,
         *,
         server: str,
+        deadline_s: float,
     ) -> None:
         self._open_stream = open_stream
         self._make_client = make_client
         self._nursery = nursery
         self._server = server
+        self._deadline_s = deadline_s
         self._client: Client | None = None
         self._opening = trio.Lock()
         self._pause_s = FIRST_PAUSE_S
@@ -58,19 +61,24 @@ class Link:
         """Return a live client, without waiting if there is one. Raises ChannelLost."""
         if self._client is not None and self._client.lost is None:
             return self._client
-        async with self._opening:
-            if self._client is not None and self._client.lost is None:
-                return self._client
-            if trio.current_time() < self._next_attempt_s:
-                raise ChannelLost(self._refusal)
-            try:
-                return await self.start()
-            except (SharingError, ChannelLost, RequestTimeout, OSError) as error:
-                self._refusal = f"no connection: {error}"
-                self._next_attempt_s = trio.current_time() + self._pause_s
-                self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
-                log.warning("no channel could be opened: %s", error)
-                raise ChannelLost(self._refusal) from error
+        with trio.move_on_after(self._deadline_s):
+            async with self._opening:
+                if self._client is not None and self._client.lost is None:
+                    return self._client
+                if trio.current_time() < self._next_attempt_s:
+                    raise ChannelLost(self._refusal)
+                return await self._open_again()
+        raise ChannelLost(f"no connection within {self._deadline_s:g} s")
+
+    async def _open_again(self) -> Client:
+        try:
+            return await self.start()
+        except (SharingError, ChannelLost, RequestTimeout, StatusError, DecodeError, OSError) as error:
+            self._refusal = f"no connection: {error}"
+            self._next_attempt_s = trio.current_time() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+            log.warning("no channel could be opened: %s", error)
+            raise ChannelLost(self._refusal) from error
 
     async def start(self) -> Client:
         """Open a channel; whatever is wrong is raised as it is: SharingError, ChannelLost, RequestTimeout."""

@@ -11,6 +11,7 @@ Imported by `sshmuxfs.session` (which opens channels), `sshmuxfs.io`, `sshmuxfs.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -24,6 +25,8 @@ from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.exchange import Exchange, Pending, ProtocolViolation
 from sshmuxfs.sftp.pace import Pace
 from sshmuxfs.sftp.protocol import Attributes, Entry, Limits, Request, Status, StatusError, Statvfs
+
+log = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -94,6 +97,9 @@ class Client:
                     nursery.start_soon(self._send_lazy)
                     reason = await self._read_loop()
                     nursery.cancel_scope.cancel()
+        except Exception:
+            log.exception("the channel failed in a way it should not")
+            reason = "an error in this program; see the log"
         finally:
             self.end(reason)
 
@@ -179,7 +185,10 @@ class Client:
         """Give up on requests that met silence for the deadline; late by an eighth of it at most."""
         while True:
             await trio.sleep(self.deadline_s / 8)
-            for pending in self._exchange.overdue(trio.current_time(), self._progress_at_s, self.deadline_s):
+            late = self._exchange.overdue(trio.current_time(), self._progress_at_s, self.deadline_s)
+            if late:
+                log.warning("no answer for %g s: giving up on %d requests", self.deadline_s, len(late))
+            for pending in late:
                 try:
                     self._exchange.abandon(pending, RequestTimeout(f"no answer for {self.deadline_s:g} s"))
                 except ProtocolViolation as error:
