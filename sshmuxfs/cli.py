@@ -32,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(asked.text)
             return ExitCode.OK
         return _mount(asked, lambda: None) if asked.foreground else _in_background(asked)
-    except (UsageError, SharingError) as error:
-        _say(str(error))
-        return ExitCode.USAGE
+    except UsageError as error:
+        return _refuse(error)
     except KeyboardInterrupt:
         _say("interrupted")
         return ExitCode.INTERRUPTED
@@ -54,11 +53,15 @@ def _mount(options: Options, announce: Callable[[], None]) -> int:
     try:
         mount.run(options, announce, _say)
     except SharingError as error:
-        _say(str(error))
-        if error.hint:
-            _say(error.hint)
-        return error.exit_code
+        return _refuse(error)
     return ExitCode.OK
+
+
+def _refuse(error: SharingError) -> int:
+    _say(str(error))
+    if error.hint:
+        _say(error.hint)
+    return error.exit_code
 
 
 def _in_background(options: Options) -> int:

@@ -23,6 +23,7 @@ from sshmuxfs.sftp.protocol import DecodeError, Status, StatusError
 from sshmuxfs.tree.attributes import BadAttributes
 from sshmuxfs.tree.identity import Unmappable
 from sshmuxfs.tree.inodes import Gone
+from sshmuxfs.turns import passing_on
 
 log = logging.getLogger(__name__)
 
@@ -81,4 +82,4 @@ def boundary(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
                 log.debug("%s: %s", method.__name__, error)
             raise pyfuse3.FUSEError(number) from error
 
-    return guarded
+    return passing_on(guarded)

@@ -24,7 +24,7 @@ from mux.downstream.join import join
 from mux.errors import ExitCode, SharingError, printable
 from mux.rendezvous.roles import Wish
 from mux.rendezvous.target import Target, ignored_options, resolve
-from sshmuxfs import mountpoint
+from sshmuxfs import mountpoint, turns
 from sshmuxfs.names import Names
 from sshmuxfs.operations import Manners, Operations
 from sshmuxfs.options import Options
@@ -215,6 +215,7 @@ async def _identity(client: Client, options: Options) -> IdentityMap:
 
 
 def _mount(operations: Operations, options: Options, place: str) -> None:
+    turns.install(pyfuse3)
     try:
         pyfuse3.init(operations, place, set(mount_options(options)))
     except RuntimeError as error:

@@ -209,6 +209,7 @@ class Names:
             path = self.tree.path(inode)
             requests = (self._setstat(client, inode, path, wanted), self._question(path))
         changed, found = client.submit(*requests)
+        await client.settled(found)
         try:
             await client.wait(changed)
         except StatusError as error:
@@ -271,6 +272,7 @@ class Names:
         """Send what makes a name, and the question what came of it, together."""
         made, found = client.submit(request, sftp.Lstat(self.tree.path(parent, name)))
         now_s = trio.current_time()
+        await client.settled(found)
         try:
             await client.wait(made)
         except StatusError as error:
@@ -330,6 +332,7 @@ class Names:
         as_of, now_s = self.tree.changes, trio.current_time()
         request = sftp.Open(path, pflags, sftp.NO_ATTRIBUTES)
         opened, found = client.submit(request, self._question(path))
+        await client.settled(found)
         try:
             handle: bytes = await client.wait(opened)
         except StatusError as error:
@@ -355,6 +358,7 @@ class Names:
         with self.tree.asking(parent), self._in_doubt((parent, name)):
             opened, found = client.submit(request, sftp.Lstat(path))
             now_s = trio.current_time()
+            await client.settled(found)
             try:
                 handle: bytes = await client.wait(opened)
             except StatusError as error:

@@ -234,6 +234,8 @@ class Operations(pyfuse3.Operations):
         seen = (inode.attributes.size or 0, inode.attributes.mtime or 0)
         keep = inode.cached_as == seen and seen[1] + SETTLED_S < time() + self._names.server_ahead_s
         inode.cached_as = seen
+        if not keep and file.writer is None:
+            file.reader.begin()
         return FileInfo(fh=handle, direct_io=self._manners.direct_io, keep_cache=keep)
 
     def _file(self, handle: int) -> OpenFile:

@@ -335,7 +335,8 @@ def _value(option: Option, name: str, text: str | None) -> object:
                 raise _bad(name, text, "text without control characters")
             return text
         case _:
-            return [_word(option, name, word) for word in _words(option, text)][-1]
+            words = text.split(":") if option.kind is Kind.WORDS else [text]
+            return [_word(option, name, word) for word in words][-1]
 
 
 def _number(option: Option, name: str, text: str, form: str, what: str) -> float:
@@ -343,10 +344,6 @@ def _number(option: Option, name: str, text: str, form: str, what: str) -> float
     if not option.low <= number <= option.high:
         raise _bad(name, text, f"{what} from {option.low:.15g} to {option.high:.15g}")
     return number
-
-
-def _words(option: Option, text: str) -> list[str]:
-    return text.split(":") if option.kind is Kind.WORDS else [text]
 
 
 def _word(option: Option, name: str, word: str) -> object:

@@ -91,6 +91,11 @@ class ReadAhead:
         self._drop_before(offset - plan.REORDER_BYTES)
         return result
 
+    def begin(self) -> None:
+        """The file was opened to be read: ask for its head now, so that it is on the way when the kernel asks."""
+        if self._ahead and 0 < (self._size() or 0) <= plan.FIRST_FETCH_BYTES:
+            self._extend(0, 1)
+
     def invalidate(self) -> None:
         """The file was changed here: what was fetched before is not to be used any more."""
         if self._run:
@@ -185,8 +190,8 @@ class ReadAhead:
         length = len(piece.view)
         while not piece.complete:
             pending = piece.pending
-            if pending is None:
-                raise AssertionError("a piece is requested before it is waited for")
+            if pending is None:  # the channel ended before it could be asked for
+                raise self._client.lost_error()
             try:
                 count = await self._client.wait(pending)
             except StatusError as error:
@@ -205,6 +210,7 @@ class ReadAhead:
                 piece.complete, piece.pending = True, None
             else:
                 rest = piece.view[piece.received_bytes :]
+                piece.pending = None  # counted; and asking may fail
                 (piece.pending,) = self._client.submit_reads(self._handle, [(piece.end, rest)])
 
     # -- without a run ------------------------------------------------------------------------------------------------

@@ -264,13 +264,18 @@ class Client:
         return pending
 
     @staticmethod
-    async def wait(pending: Pending) -> Any:
-        """Wait until `pending` is done; return its result. Raises StatusError, ChannelLost, RequestTimeout."""
+    async def settled(pending: Pending) -> None:
+        """Wait until `pending` is done, whatever came of it. Of several sent together, the last saves waking up often."""
         if not pending.done:
             event = pending.event
             if not isinstance(event, trio.Event):
                 event = pending.event = trio.Event()
             await event.wait()
+
+    async def wait(self, pending: Pending) -> Any:
+        """Wait until `pending` is done; return its result. Raises StatusError, ChannelLost, RequestTimeout."""
+        if not pending.done:
+            await self.settled(pending)
         if pending.error is not None:
             raise pending.error
         return pending.result

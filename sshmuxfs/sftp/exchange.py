@@ -140,6 +140,9 @@ class Exchange:
         """
         silent = heard_at_s + deadline_s <= now_s
         late = []
+        arriving = self._sink_of  # answered in part: only silence can hold it up
+        if arriving is not None and silent and arriving.sent_at_s + deadline_s <= now_s:
+            late.append(arriving)
         for pending in self._pending.values():
             if pending.sent_at_s + deadline_s > now_s:
                 break
@@ -296,12 +299,12 @@ class Exchange:
         try:
             result = decode_reply(kind, body)
         except DecodeError as error:
-            pending.finish(None, StatusError(5, b"malformed reply"))
+            self._pending[pending.request_id] = pending  # fails with all the others
             raise ProtocolViolation(str(error)) from error
         if isinstance(result, StatusError):
             pending.finish(None, result)
         elif result is None and pending.expects != Type.STATUS:
-            pending.finish(None, StatusError(5, b"OK without an answer"))
+            self._pending[pending.request_id] = pending
             raise ProtocolViolation(
                 f"request {pending.request_id} asked for {pending.expects.name} and was answered by OK alone"
             )

@@ -91,7 +91,7 @@ def _parent(pid: str) -> int:
     """The parent, 0 for a process that is gone. All of /proc is asked this around every test: no more is read."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
     try:
         return int(os.read(descriptor, 512).rpartition(b")")[2].split(None, 2)[1])

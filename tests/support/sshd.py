@@ -162,6 +162,8 @@ class Sshd:
             "LogLevel VERBOSE",
             f"MaxSessions {max_sessions}",
             f"AcceptEnv {accept_env}",
+            # sshd's shells are not the first: a bash that thinks so reads the user's ~/.bashrc, whatever is in there.
+            "SetEnv SHLVL=2",
         ]
         # Since 9.8 sshd slows down an address that failed to log in, and all tests have the same address.
         if openssh_version() >= (9, 8):

@@ -1,0 +1,1 @@
+"""Cores and policies: pure, without a socket or a clock."""

@@ -1,0 +1,165 @@
+"""The ladder, for everything that can be found and everything that can be wished."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import MappingProxyType
+
+import pytest
+
+from mux.errors import ExitCode
+from mux.rendezvous.roles import Become, Join, Private, Refuse, Wish, candidates, decide, nothing_to_join
+from mux.rendezvous.sockets import Found, Probe
+from mux.rendezvous.target import SshOptions, Target
+
+PID = 4711
+
+# What one probe alone leads to: (may join, may hold, exit code when neither).
+SINGLE = {
+    Found.LIVE: (True, False, ExitCode.NOTHING_TO_JOIN),
+    Found.ABSENT: (False, True, ExitCode.NOTHING_TO_JOIN),
+    Found.STALE: (False, True, ExitCode.NOTHING_TO_JOIN),
+    Found.FROZEN: (False, False, ExitCode.NO_ANSWER),
+    Found.FULL: (False, False, ExitCode.NO_ANSWER),
+    Found.FOREIGN: (False, False, ExitCode.UNSAFE_SOCKET),
+    Found.UNSAFE: (False, False, ExitCode.UNSAFE_SOCKET),
+    Found.NOT_A_SOCKET: (False, False, ExitCode.UNSAFE_SOCKET),
+    Found.TOO_LONG: (False, False, ExitCode.UNSAFE_SOCKET),
+    Found.DENIED: (False, False, ExitCode.DENIED),
+    Found.NOT_A_MASTER: (False, False, ExitCode.PROTOCOL),
+}
+PAIRS = list(product(Found, Found))
+WISHES = [Wish(share, down, up) for share, down, up in product((True, False), repeat=3)]
+
+
+def probes(*found: Found) -> list[Probe]:
+    return [
+        Probe(f"/c/{number}", what, f"At {number} is {what.name}.", PID if what is Found.LIVE else None)
+        for number, what in enumerate(found)
+    ]
+
+
+def target(control_path: str | None = "/configured", own: str = "/own") -> Target:
+    return Target("box", "me", "127.0.0.1", 22, control_path, own, MappingProxyType({}), ("--", "box"))
+
+
+def test_the_table_is_complete() -> None:
+    assert set(SINGLE) == set(Found)
+
+
+@pytest.mark.parametrize("wish", [wish for wish in WISHES if not wish.share])
+@pytest.mark.parametrize("found", Found)
+def test_no_sharing_is_private_whatever_is_there(wish: Wish, found: Found) -> None:
+    assert decide(wish, probes(found)) == Private()
+
+
+@pytest.mark.parametrize("found", Found)
+@pytest.mark.parametrize("wish", [wish for wish in WISHES if wish.share])
+def test_one_path(wish: Wish, found: Found) -> None:
+    may_join, may_hold, exit_code = SINGLE[found]
+    expected = (
+        Join("/c/0", PID)
+        if may_join and wish.may_downstream
+        else Become("/c/0")
+        if may_hold and wish.may_upstream
+        else Refuse(f"At 0 is {found.name}.", exit_code)
+    )
+    assert decide(wish, probes(found)) == expected
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_live_connection_is_joined_whatever_else_is_found(first: Found, second: Found) -> None:
+    for may_upstream in (True, False):
+        decision = decide(Wish(may_upstream=may_upstream), probes(first, second))
+        if first is Found.LIVE:
+            assert decision == Join("/c/0", PID)
+        elif second is Found.LIVE:
+            assert decision == Join("/c/1", PID)
+        else:
+            assert not isinstance(decision, Join)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_an_upstream_takes_the_first_possible_path_or_none(first: Found, second: Found) -> None:
+    free = {Found.ABSENT, Found.STALE}
+    decision = decide(Wish(may_downstream=False), probes(first, second))
+    if first in free:
+        assert decision == Become("/c/0")
+    elif first is Found.TOO_LONG and second in free:
+        assert decision == Become("/c/1")
+    else:
+        assert isinstance(decision, Refuse)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_refusal_tells_all_and_the_code_is_of_the_first_that_is_more_than_nothing(
+    first: Found, second: Found
+) -> None:
+    decision = decide(Wish(may_downstream=False, may_upstream=False), probes(first, second))
+    assert isinstance(decision, Refuse)
+    assert decision.message == f"At 0 is {first.name}. At 1 is {second.name}."
+    nothing = ExitCode.NOTHING_TO_JOIN
+    codes = [SINGLE[first][2], SINGLE[second][2]]
+    assert decision.exit_code is (codes[0] if codes[0] is not nothing else codes[1])
+
+
+def test_without_any_path_an_upstream_is_private_and_a_downstream_is_refused() -> None:
+    assert decide(Wish(), []) == Private()
+    decision = decide(Wish(may_upstream=False), [])
+    assert isinstance(decision, Refuse)
+    assert decision.exit_code is ExitCode.NOTHING_TO_JOIN
+
+
+@pytest.mark.parametrize(
+    ("wish", "place", "expected"),
+    [
+        (Wish(), target(), ("/configured", "/own")),
+        (Wish(), target(None), ("/own",)),
+        (Wish(), target(own=""), ("/configured",)),
+        (Wish(), target(None, ""), ()),
+        (Wish(), target("/same", "/same"), ("/same",)),
+        (Wish(explicit=True), target("/given"), ("/given",)),
+        (Wish(share=False), target(), ()),
+        (Wish(may_downstream=False), target(), ("/configured", "/own")),
+    ],
+)
+def test_candidates(wish: Wish, place: Target, expected: tuple[str, ...]) -> None:
+    assert candidates(wish, place) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (SshOptions(), Wish()),
+        (SshOptions(control_path="/x"), Wish(explicit=True)),
+        (SshOptions(options=("ControlPath=/x",)), Wish(explicit=True)),
+        (SshOptions(control_path="none"), Wish(share=False)),
+        (SshOptions(control_path="NONE"), Wish(share=False)),
+        (SshOptions(options=("controlpath none",)), Wish(share=False)),
+        (SshOptions(control_path="/x", options=("ControlPath=none",)), Wish(explicit=True)),
+    ],
+)
+def test_wishes_of_a_command_line(options: SshOptions, expected: Wish) -> None:
+    assert Wish.of(options) == expected
+
+
+def test_the_hint_starts_a_connection_where_it_was_looked_for() -> None:
+    error = nothing_to_join(Wish(), target("/tmp/c"), [Probe("/tmp/c", Found.ABSENT, "Nothing is at /tmp/c.")])
+    assert str(error) == "no connection to box can be joined. Nothing is at /tmp/c."
+    assert error.hint == "start a connection to share: ssh -fNM -- box"
+    assert error.exit_code is ExitCode.NOTHING_TO_JOIN
+
+
+def test_the_hint_for_our_own_path_makes_its_directory_and_escapes_tokens() -> None:
+    own = "/nowhere/run%1/sshmux/0a"
+    error = nothing_to_join(Wish(), target(None, own), [Probe(own, Found.ABSENT, "Nothing.")])
+    expected = "mkdir -p -m 700 /nowhere/run%1/sshmux && ssh -fNM -S /nowhere/run%%1/sshmux/0a -- box"
+    assert error.hint == f"start a connection to share: {expected}"
+
+
+@pytest.mark.parametrize("found", [found for found in Found if SINGLE[found][2] is not ExitCode.NOTHING_TO_JOIN])
+def test_where_nothing_can_be_started_no_command_is_offered(found: Found) -> None:
+    error = nothing_to_join(Wish(), target(own=""), probes(found))
+    assert "ssh -fNM" not in error.hint
+    assert "-S PATH" in error.hint
+    assert error.exit_code is SINGLE[found][2]

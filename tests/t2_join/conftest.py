@@ -1,0 +1,18 @@
+"""Fixtures of joining."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import processes
+
+
+@pytest.fixture
+def control_path() -> Iterator[str]:
+    """A path for a socket, short enough, in a private directory."""
+    directory = processes.make_directory()
+    yield str(directory / "master")
+    shutil.rmtree(directory)
