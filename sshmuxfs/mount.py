@@ -30,7 +30,7 @@ from sshmuxfs.operations import Manners, Operations
 from sshmuxfs.options import Options
 from sshmuxfs.session import Link
 from sshmuxfs.sftp import protocol as sftp
-from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
+from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout, describe
 from sshmuxfs.sftp.protocol import Attributes, DecodeError, StatusError
 from sshmuxfs.tree.attributes import View
 from sshmuxfs.tree.cache import NEGATIVE_S, CacheTimes
@@ -134,6 +134,7 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
     try:
         operations = await _prepare(options, link, plan.place)
         _mount(operations, options, plan.place)
+        link.watch(*_devices())
         try:
             mounted.append(operations)
             plan.announce()
@@ -187,13 +188,13 @@ async def _remote_directory(client: Client, options: Options) -> tuple[bytes, At
             )
         else:
             base = await client.realpath(asked or b".")
+        if not base.startswith(b"/"):
+            raise MountError(
+                f"the server says that {shown} is {printable(base)}, which is no absolute path", ExitCode.PROTOCOL
+            )
         attributes = await client.stat(base)
     except StatusError as error:
         raise MountError(f"{shown} on the server: {_why(error)}", ExitCode.BAD_REMOTE_DIRECTORY) from error
-    if not base.startswith(b"/"):
-        raise MountError(
-            f"the server says that {shown} is {printable(base)}, which is no absolute path", ExitCode.PROTOCOL
-        )
     if not stat.S_ISDIR(attributes.permissions or 0):
         raise MountError(f"{shown} on the server is not a directory", ExitCode.BAD_REMOTE_DIRECTORY)
     return base, attributes
@@ -201,7 +202,7 @@ async def _remote_directory(client: Client, options: Options) -> tuple[bytes, At
 
 def _why(error: StatusError) -> str:
     known = {sftp.Status.NO_SUCH_FILE: "no such directory", sftp.Status.PERMISSION_DENIED: "permission denied"}
-    return known.get(sftp.Status(error.code), str(error)) if error.code in known else str(error)
+    return known[sftp.Status(error.code)] if error.code in known else describe(error)
 
 
 async def _identity(client: Client, options: Options) -> IdentityMap:
@@ -224,6 +225,18 @@ def _mount(operations: Operations, options: Options, place: str) -> None:
             "Is fuse3 installed, and /dev/fuse there?",
             ExitCode.NO_FUSE,
         ) from error
+
+
+def _devices() -> list[int]:
+    """The descriptors of our FUSE device, which pyfuse3 does not tell."""
+    return [int(name) for name in os.listdir("/proc/self/fd") if _leads_to(name, "/dev/fuse")]
+
+
+def _leads_to(descriptor: str, device: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == device
+    except FileNotFoundError:  # the directory's own, closed by now
+        return False
 
 
 def mount_options(options: Options) -> list[str]:

@@ -264,7 +264,10 @@ class Operations(pyfuse3.Operations):
         submit_writes(file.inode)
         # pyfuse3 takes any buffer, whatever its stubs say: the answer is a view of where the server's bytes were
         # received.
-        return cast("bytes", await file.reader.read(off, size))
+        try:
+            return cast("bytes", await file.reader.read(off, size))
+        except ChannelLost as error:  # with the channel went the handle: connecting again does not help this file
+            raise FUSEError(errno.EIO) from error
 
     @boundary
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -313,6 +316,8 @@ class Operations(pyfuse3.Operations):
         await self._drain(file)
         try:
             await file.client.fsync(file.handle)
+        except ChannelLost as error:
+            raise FUSEError(errno.EIO) from error
         except StatusError as error:
             if error.code != Status.OP_UNSUPPORTED:
                 raise FUSEError(await diagnose_write(file.client, file.handle, 1, error)) from error

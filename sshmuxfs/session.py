@@ -56,6 +56,7 @@ class Link:
         self._pause_s = FIRST_PAUSE_S
         self._next_attempt_s = 0.0
         self._refusal = ""
+        self._watched: tuple[int, ...] = ()
 
     async def client(self) -> Client:
         """Return a live client, without waiting if there is one. Raises ChannelLost."""
@@ -84,15 +85,18 @@ class Link:
         """Open a channel; whatever is wrong is raised as it is: SharingError, ChannelLost, RequestTimeout."""
         stream = await self._open_stream()
         client = self._make_client(stream)
+        client.watched = self._watched
         self._nursery.start_soon(self._serve, client, stream)
+        opened = False
         try:
             await client.start()
+            opened = True
         except ChannelLost as error:
             if client.greeted or client.broke_protocol:
                 raise
             raise sftp_failure(self._server, *await _last_words(stream)) from error
         finally:
-            if client.lost is not None or not client.greeted:
+            if not opened:  # nobody else knows of it: given up, it would stay for ever
                 client.end("it could not be opened")
                 stream.close()
         if self._client is not None:
@@ -113,6 +117,12 @@ class Link:
             "" if exit_value is None else f" (exit status {exit_value})",
             f": {text}" if text else "",
         )
+
+    def watch(self, *descriptors: int) -> None:
+        """While a client waits in place, what comes in here is not to be kept waiting."""
+        self._watched = descriptors
+        if self._client is not None:
+            self._client.watched = descriptors
 
     def close(self) -> None:
         """End the channel, as the mount ends."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, Self
 
@@ -37,6 +37,9 @@ class SessionStream(Protocol):
     """A byte stream each way to a remote command. One task may receive and one may send at a time."""
 
     async def receive_into(self, buffers: list[memoryview]) -> int: ...
+    async def receive(self, buffers: Callable[[], list[memoryview]]) -> int: ...
+    def receive_nowait(self, buffers: list[memoryview]) -> int | None: ...
+    def poll_within(self, timeout_s: float, *others: int) -> bool: ...
     def send_nowait(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int: ...
     async def wait_writable(self) -> None: ...
     def stderr_text(self) -> str: ...
@@ -87,19 +90,40 @@ class Passenger:
         yields by itself now and then. The buffers hold at least one byte in all, and are 1024 at most.
         Raises `ConnectionLost` when the session was closed on this side.
         """
+        return await self.receive(lambda: buffers)
+
+    async def receive(self, buffers: Callable[[], list[memoryview]]) -> int:
+        """As `receive_into`, with buffers that are asked for anew after each wait: for who also receives meanwhile."""
         woken = False
-        while True:
-            try:
-                return self._from_remote.recvmsg_into(buffers)[0]
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise ConnectionLost(f"the session can no longer be read: {error.strerror}") from None
+        while (count := self.receive_nowait(buffers())) is None:
             if woken:
                 self._take_stderr()
             with closed_is_lost():
                 await trio.lowlevel.wait_readable(self._output.fileno())
             woken = True
+        return count
+
+    def receive_nowait(self, buffers: list[memoryview]) -> int | None:
+        """As `receive_into`, but returns None when nothing is there."""
+        try:
+            return self._from_remote.recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ConnectionLost(f"the session can no longer be read: {error.strerror}") from None
+
+    def poll_within(self, timeout_s: float, *others: int) -> bool:
+        """Block until there are bytes to receive, one of the descriptors `others` can be read, or the time is over.
+
+        Returns whether there are bytes. For waits too short to be worth a round of the scheduler.
+        """
+        stream = self._from_remote.fileno()
+        if stream < 0:
+            raise ConnectionLost("the session is closed")
+        poll = select.poll()
+        for descriptor in (stream, *others):
+            poll.register(descriptor, select.POLLIN)
+        return any(descriptor == stream for descriptor, _ in poll.poll(timeout_s * 1000))
 
     def send_nowait(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
         """Send from the front of `buffers` in one call, and return how many bytes were taken: 0 if it would block.

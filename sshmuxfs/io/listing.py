@@ -12,6 +12,7 @@ Imported by `sshmuxfs.names`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import stat
 from collections import deque
@@ -25,7 +26,7 @@ from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.exchange import Pending
 from sshmuxfs.sftp.protocol import Attributes, Entry, Request, Status, StatusError
 from sshmuxfs.tree.attributes import BadAttributes, checked
-from sshmuxfs.tree.inodes import Inode, Tree
+from sshmuxfs.tree.inodes import NEVER_S, Inode, Tree
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ FIRST_DEPTH = 2
 LAST_DEPTH = 32
 # A server that sends only nonsense must not fill the log.
 MAX_COMPLAINTS = 5
+# A server that answers for ever and tells nothing new must not hold its caller for ever. 1000 replies of OpenSSH are
+# 100,000 names in a row that are repeated or no names at all.
+MAX_BARREN = 1000
 
 
 def acceptable(name: bytes) -> bool:
@@ -63,12 +67,14 @@ class Listing:
         self._as_of = tree.begin_asking(inode)
         self._closed = False
         self._complaints = 0
+        self._barren = 0  # replies in a row without a new name
 
     def from_tree(self) -> None:
         """Take the names that the tree knows to be all."""
         assert self.inode.directory is not None
-        self.names = list(self.inode.directory.children)
-        self._heard = [None] * len(self.names)
+        known = self.inode.directory.children
+        self.names = list(known)
+        self._heard = [(child.attributes, child.fetched_at_s, self._tree.changes) for child in known.values()]
 
     async def from_server(self, client: Client, path: bytes) -> None:
         """Open the directory on the server and ask for its first names. Raises as any request does."""
@@ -101,7 +107,8 @@ class Listing:
         heard = self._heard[index]
         if known is None and heard is not None:
             attributes, heard_at_s, as_of = heard
-            known = self._tree.learn(self.inode, name, attributes, heard_at_s, as_of)
+            if directory.absent.get(name, NEVER_S) <= heard_at_s:
+                known = self._tree.learn(self.inode, name, attributes, heard_at_s, as_of)
         return known
 
     def given(self, index: int) -> None:
@@ -140,7 +147,12 @@ class Listing:
         self._under_way.popleft()
         self._depth = min(self._depth + 1, LAST_DEPTH)
         self._ask_more()
-        for name, attributes in await self._settled(entries):
+        settled = await self._settled(entries)
+        self._barren = 0 if settled else self._barren + 1
+        if self._barren > MAX_BARREN:
+            self._finish()
+            raise OSError(errno.EIO, "the server names the same files for ever, or none")
+        for name, attributes in settled:
             self.names.append(name)
             self._heard.append((attributes, asked_at_s, as_of))
             self._tree.learn(self.inode, name, attributes, asked_at_s, as_of)

@@ -76,12 +76,15 @@ class ReadAhead:
 
         Raises StatusError, ChannelLost, RequestTimeout.
         """
+        return await self._confirmed(offset, await self._read(offset, size), size)
+
+    async def _read(self, offset: int, size: int) -> bytes | memoryview:
         sequential = self._detector.note(offset, size)
         end = offset + size
         if not self._in_run(offset, end):
-            if not sequential or not self._ahead:
+            if not sequential or not self._ahead or self._was_passed(offset):
                 return await self._read_once(offset, size)
-            if not self._run or offset != self._run[-1].requested_end:
+            if not self._continues(offset):
                 self.give_back()
         self._extend(offset, end)
         if not self._in_run(offset, end):  # no memory to be had for a run, or past the known end
@@ -115,6 +118,15 @@ class ReadAhead:
             return False
         known_end = self._size()
         return end <= run[-1].requested_end or (known_end is not None and known_end <= run[-1].requested_end)
+
+    def _was_passed(self, offset: int) -> bool:
+        """Whether the run has just left `offset` behind: a straggler among the reads of its stream."""
+        return bool(self._run) and 0 < self._run[0].start - offset <= plan.REORDER_BYTES
+
+    def _continues(self, offset: int) -> bool:
+        """Whether a read at `offset`, in the run's last part or a little beyond its end, is best served by more of it."""
+        run = self._run
+        return bool(run) and run[0].start <= offset <= run[-1].requested_end + plan.REORDER_BYTES
 
     def _extend(self, offset: int, end: int) -> None:
         """Request what is missing of `[offset, end)` and of the window behind it, in one send."""
@@ -212,6 +224,21 @@ class ReadAhead:
                 rest = piece.view[piece.received_bytes :]
                 piece.pending = None  # counted; and asking may fail
                 (piece.pending,) = self._client.submit_reads(self._handle, [(piece.end, rest)])
+
+    async def _confirmed(self, offset: int, result: bytes | memoryview, size: int) -> bytes | memoryview:
+        """The result of a read, if it is whole or the file ends there. Raises StatusError.
+
+        Before the known end that takes a question. A file that goes on was not read. One that has shrunk is answered up
+        to its new end; an empty answer behind that would be a short one to the kernel too, which believes the first it
+        gets and fills the others with zeros.
+        """
+        end = offset + len(result)
+        if len(result) < size and end < (self._size() or 0):
+            now = (await self._client.fstat(self._handle)).size
+            if now is not None and now != end and end < (self._size() or 0):
+                self.give_back()
+                raise StatusError(Status.FAILURE, b"no data where there must be some")
+        return result
 
     # -- without a run ------------------------------------------------------------------------------------------------
 

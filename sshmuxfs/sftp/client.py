@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -42,6 +42,10 @@ _TURN_BYTES = 512 * 1024
 # A request that nobody waits for (CLOSE) goes out with the next one, or after this long: each send by itself wakes four
 # processes on its way to the sftp-server.
 LAZY_S = 0.05
+# A server nearer than this is waited for in place, if no more than these requests are on the way (an OPEN, the LSTAT
+# behind it, a lazy CLOSE before it): two rounds of the scheduler would take as long as the answer itself.
+IN_PLACE_S = 0.001
+IN_PLACE_REQUESTS = 4
 
 
 class ChannelLost(Exception):
@@ -69,6 +73,7 @@ class Client:
         self.deadline_s = deadline_s
         self.pace = Pace()
         self.lost: str | None = None  # why the channel ended
+        self.watched: tuple[int, ...] = ()  # descriptors for whose sake a wait in place ends: the kernel's requests
         self.broke_protocol = False  # whether it was the server's fault
         self._caps = (max_read_bytes or BEST_BLOCK_BYTES, max_write_bytes or BEST_BLOCK_BYTES)
         self.max_read_bytes = min(SAFE_BLOCK_BYTES, self._caps[0])
@@ -142,15 +147,12 @@ class Client:
 
     async def _read_loop(self) -> str:
         """Receive until the end; return the reason of the end."""
-        exchange, stream, now = self._exchange, self._stream, trio.current_time
+        exchange, stream = self._exchange, self._stream
         turn_bytes = 0
         try:
-            while count := await stream.receive_into(exchange.receive_buffers()):
-                self._progress_at_s = now_s = now()
-                for pending in exchange.bytes_received(count, now_s):
-                    self._measure(pending, now_s)
-                if exchange.extensions is not None and not self._started.is_set():
-                    self._started.set()
+            # Whoever waits in place receives meanwhile, and then other buffers are due.
+            while count := await stream.receive(exchange.receive_buffers):
+                self._received(count)
                 turn_bytes += count
                 if turn_bytes >= _TURN_BYTES:
                     turn_bytes = 0
@@ -162,11 +164,17 @@ class Client:
             return f"the connection was lost: {error}"
         return "the server or the connection ended it"
 
-    def _measure(self, pending: Pending, now_s: float) -> None:
-        self.pace.answered(pending.sent_at_s, now_s)
-        if pending.sink is not None:
-            since_bytes = self._exchange.delivered_bytes - pending.delivered_bytes
-            self.pace.delivered(since_bytes, pending.sent_at_s, now_s)
+    def _received(self, count: int) -> None:
+        self._progress_at_s = now_s = trio.current_time()
+        exchange, pace = self._exchange, self.pace
+        completed = exchange.bytes_received(count, now_s)
+        for pending in completed:
+            if pending.sink is not None:
+                pace.delivered(exchange.delivered_bytes - pending.delivered_bytes, pending.sent_at_s, now_s)
+        if completed:
+            pace.answered(completed[-1].sent_at_s, now_s)
+        elif exchange.extensions is not None and not self._started.is_set():
+            self._started.set()
 
     async def _write_loop(self) -> None:
         """Send what did not fit at once."""
@@ -204,33 +212,40 @@ class Client:
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
-    def _send(self, buffers: Iterable[Buffer]) -> None:
-        idle = not self._outgoing
+    def _send(self, buffers: list[Buffer]) -> None:
         if self._lazy:
-            self._outgoing.extend(self._lazy)
+            buffers = [*self._lazy, *buffers]
             self._lazy.clear()
-        self._outgoing.extend(buffers)
-        if idle:  # the common case: the stream takes it all, and no other task has to wake up
+        idle = not self._outgoing
+        if idle and len(buffers) <= _MAX_PIECES:
+            # The common case: the stream takes it all, and no other task has to wake up.
             try:
-                self._push()
+                taken = self._stream.send_nowait(buffers)
             except ConnectionLost as error:
                 self.end(f"the connection was lost: {error}")
                 return
-        if self._outgoing:
-            self._outgoing_event.set()
+            if taken == sum(map(len, buffers)):
+                return
+            self._outgoing.extend(buffers)
+            self._drop(taken)
+        else:
+            self._outgoing.extend(buffers)
+        self._outgoing_event.set()
 
     def _push(self) -> int:
         """Hand the stream what it takes; return the number of bytes."""
-        outgoing = self._outgoing
-        batch = list(islice(outgoing, _MAX_PIECES))
-        taken = left = self._stream.send_nowait(batch)
-        while left:
-            first = outgoing.popleft()
-            if len(first) > left:
-                outgoing.appendleft(memoryview(first)[left:])
-                break
-            left -= len(first)
+        taken = self._stream.send_nowait(list(islice(self._outgoing, _MAX_PIECES)))
+        self._drop(taken)
         return taken
+
+    def _drop(self, count: int) -> None:
+        """Take `count` bytes off the queue: they are sent."""
+        while count:
+            first = self._outgoing.popleft()
+            if len(first) > count:
+                self._outgoing.appendleft(memoryview(first)[count:])
+                return
+            count -= len(first)
 
     def lost_error(self) -> ChannelLost:
         """A new exception that says why the channel ended."""
@@ -263,14 +278,40 @@ class Client:
         self._send([header, *pieces])
         return pending
 
-    @staticmethod
-    async def settled(pending: Pending) -> None:
-        """Wait until `pending` is done, whatever came of it. Of several sent together, the last saves waking up often."""
+    async def settled(self, pending: Pending) -> None:
+        """Wait until `pending` is done, whatever came of it. Of several sent together, wait for the last."""
+        if not pending.done and self._is_alone():
+            self._wait_in_place(pending)
         if not pending.done:
             event = pending.event
             if not isinstance(event, trio.Event):
                 event = pending.event = trio.Event()
             await event.wait()
+
+    def _is_alone(self) -> bool:
+        """Whether nobody else waits on this channel, and the server is near enough to wait for it in place."""
+        return (
+            self._exchange.outstanding <= IN_PLACE_REQUESTS
+            and not self._outgoing
+            and 0 < self.pace.round_trip_s < IN_PLACE_S
+        )
+
+    def _wait_in_place(self, pending: Pending) -> None:
+        """Wait for an answer that will be here at once, without a round of the scheduler and without waking the reader.
+
+        Ends when it is there, when the kernel has another request for us, or after IN_PLACE_S; then the reader takes
+        over.
+        """
+        exchange, stream, now = self._exchange, self._stream, trio.current_time
+        until_s = now() + IN_PLACE_S
+        try:
+            while not pending.done and stream.poll_within(max(0.0, until_s - now()), *self.watched):
+                count = stream.receive_nowait(exchange.receive_buffers())
+                if not count:
+                    return  # the end is the reader's to tell
+                self._received(count)
+        except (ProtocolViolation, ConnectionLost) as error:
+            self.end(str(error))
 
     async def wait(self, pending: Pending) -> Any:
         """Wait until `pending` is done; return its result. Raises StatusError, ChannelLost, RequestTimeout."""

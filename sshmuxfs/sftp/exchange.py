@@ -39,6 +39,8 @@ from sshmuxfs.sftp.protocol import (
 MAX_REPLY_BYTES = 256 * 1024
 # Holds hundreds of small replies, or one READDIR reply of typical length, in one receive.
 _BUFFER_BYTES = 64 * 1024
+# So little is sooner copied from the packet buffer than received by a call of its own.
+SMALL_SINK_BYTES = 8 * 1024
 # A request whose waiter gave up stays known, so that its late reply is no violation. A server that leaves this many
 # unanswered has stopped serving: 200 kernel requests at a time, each given up once, come nowhere near.
 MAX_ABANDONED = 4096
@@ -210,7 +212,7 @@ class Exchange:
         """How much to take into the packet buffer: a READ's header alone, if that is what comes; else all there is."""
         space = len(self._buffer) - self._end
         oldest = self.oldest()
-        if oldest is None or oldest.sink is None:
+        if oldest is None or oldest.sink is None or len(oldest.sink) <= SMALL_SINK_BYTES:
             return space
         have = self._end - self._start
         need = _DATA_HEADER.size

@@ -39,11 +39,12 @@ class Gone(Exception):
 class Directory:
     """What is known of a directory's names."""
 
-    __slots__ = ("absent", "asking", "children", "listed_at_s", "removed")
+    __slots__ = ("absent", "asking", "children", "doubted", "listed_at_s", "removed")
 
     def __init__(self) -> None:
         self.children: dict[bytes, Inode] = {}
         self.listed_at_s = NEVER_S  # when `children` was last known to be complete
+        self.doubted = 0  # number of the last change after which that could no longer be said
         self.absent: dict[bytes, float] = {}  # names the server did not have, and when
         self.asking = 0  # questions about its names under way
         self.removed: dict[
@@ -117,6 +118,7 @@ class Tree:
         self._by_number = {ROOT_NUMBER: self.root}
         self._idle: OrderedDict[int, Inode] = OrderedDict()
         self._max_idle = max_idle
+        self._dropping = False
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -206,8 +208,9 @@ class Tree:
         state = _state(parent)
         for name, inode in list(state.children.items()):
             if name not in names and inode.changed <= as_of and inode.fetched_at_s <= now_s:
-                self._detach_name(inode, parent, name)
-        state.listed_at_s = now_s
+                self._detach_name(inode, parent, name, listing_stands=True)
+        if state.doubted <= as_of:  # else what came up meanwhile may be missing here
+            state.listed_at_s = now_s
 
     def is_absent(self, parent: Inode, name: bytes, now_s: float, life_s: float) -> bool:
         """Whether `name` is known not to be in `parent`, by a complete listing or an answer not older than `life_s`."""
@@ -267,7 +270,7 @@ class Tree:
         target.absent.pop(new_name, None)
         target.removed.pop(new_name, None)
         if inode is None:
-            target.listed_at_s = NEVER_S  # something is there now of which nothing is known
+            self._doubt(target)  # something is there now of which nothing is known
             return
         del source.children[old_name]
         target.children[new_name] = inode
@@ -298,7 +301,7 @@ class Tree:
     def distrust(self, parent: Inode, *names: bytes) -> None:
         """An operation on `names` in `parent` ended in doubt: believe nothing of them."""
         state = _state(parent)
-        state.listed_at_s = NEVER_S
+        self._doubt(state)
         state.absent.clear()
         self.touch(parent)
         for name in names:
@@ -362,12 +365,18 @@ class Tree:
         if state.asking:
             state.removed[name] = self.changes
 
+    def _doubt(self, state: Directory) -> None:
+        """What is known of a directory's names may no longer be all, and no listing under way can make it so."""
+        self.changes += 1
+        state.doubted = self.changes
+        state.listed_at_s = NEVER_S
+
     def _detach_name(self, inode: Inode, parent: Inode, name: bytes, *, listing_stands: bool = False) -> None:
         """Take one name from an inode; `listing_stands`: we know that the name is absent, not just in doubt."""
         state = _state(parent)
         del state.children[name]
         if not listing_stands:
-            state.listed_at_s = NEVER_S
+            self._doubt(state)
         _replace_name(inode, (parent, name), None)
         self._settle(inode)
         self._settle(parent)
@@ -382,12 +391,19 @@ class Tree:
             self._by_number.pop(number, None)
         else:
             self._idle[number] = inode
-            if len(self._idle) > self._max_idle:
-                self._drop(next(iter(self._idle.values())))
+            if self._dropping:  # the directory of what is dropped: it goes before what was just added
+                self._idle.move_to_end(number, last=False)
+            else:
+                self._drop_surplus()
 
-    def _drop(self, inode: Inode) -> None:
-        for parent, name in inode.names():
-            self._detach_name(inode, parent, name)
+    def _drop_surplus(self) -> None:
+        """Drop the longest idle. What a drop leaves idle is met by this same loop: recursion could go thousands deep."""
+        self._dropping = True
+        while len(self._idle) > self._max_idle:
+            inode = next(iter(self._idle.values()))
+            for parent, name in inode.names():
+                self._detach_name(inode, parent, name)
+        self._dropping = False
 
 
 def _state(inode: Inode) -> Directory:
