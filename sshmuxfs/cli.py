@@ -47,10 +47,11 @@ def _say(line: str) -> None:
 
 
 def _mount(options: Options, announce: Callable[[], None]) -> int:
-    from sshmuxfs import mount
+    from sshmuxfs import mount, mountpoint
 
-    _log_to(options)
     try:
+        mountpoint.refuse_inside(mountpoint.located(options.mountpoint), {"the log file": options.log_file})
+        _log_to(options)
         mount.run(options, announce, _say)
     except SharingError as error:
         return _refuse(error)
@@ -70,7 +71,7 @@ def _in_background(options: Options) -> int:
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(readable)
+        _close_inherited(keep=writable)
         code = int(ExitCode.FAILURE)
         try:
             code = _mount(options, lambda: _let_go(writable))
@@ -88,6 +89,17 @@ def _in_background(options: Options) -> int:
         if pipe.read() == _READY:
             return ExitCode.OK
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _close_inherited(*, keep: int) -> None:
+    """Close what the command was started with, but for the three streams: a daemon holds nobody's lock or pipe."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != keep:
+            try:
+                os.close(descriptor)
+            except OSError:  # that of the listing itself
+                pass
 
 
 def _let_go(writable: int) -> None:
@@ -113,7 +125,12 @@ def _log_to(options: Options) -> None:
     handler: logging.Handler
     style = f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s"
     if options.log_file is not None:
-        handler = logging.FileHandler(os.path.abspath(options.log_file), encoding="utf-8")
+        try:
+            handler = logging.FileHandler(os.path.abspath(options.log_file), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"the log file {printable(options.log_file)} cannot be written: {error.strerror}"
+            ) from None
         style = "%(asctime)s " + style
     elif options.foreground:
         handler = logging.StreamHandler()

@@ -40,6 +40,8 @@ class Facts:
     target_parent: Attributes | None = None
     space: Statvfs | None = None
     source_space: Statvfs | None = None
+    source_parent: Attributes | None = None
+    names: int | None = None  # how many there are in the directory `target`
 
 
 async def diagnose(client: Client, request: Request, error: StatusError) -> int:
@@ -53,10 +55,13 @@ async def diagnose(client: Client, request: Request, error: StatusError) -> int:
     target, source = paths
     requests: list[Request] = [sftp.Lstat(target), sftp.Stat(_parent(target))]
     if source:
-        requests.append(sftp.Lstat(source))
+        requests += [sftp.Lstat(source), sftp.Stat(_parent(source))]
     if error.code == Status.FAILURE and sftp.StatvfsPath.EXTENSION in client.extensions:
         requests.append(sftp.StatvfsPath(_parent(target)))
         requests += [sftp.StatvfsPath(_parent(source))] if source else []
+    names = (
+        await _names_in(client, target) if error.code == Status.FAILURE and isinstance(request, sftp.Rmdir) else None
+    )
     answers = [await _answer(client, pending) for pending in client.submit(*requests)]
     known = [each for each in answers if isinstance(each, bytes)]
     spaces = [sftp.decode_statvfs(each) for each in known]
@@ -64,6 +69,8 @@ async def diagnose(client: Client, request: Request, error: StatusError) -> int:
         target=answers[0],
         target_parent=answers[1],
         source=answers[2] if source else None,
+        source_parent=answers[3] if source else None,
+        names=names,
         space=spaces[0] if spaces else None,
         source_space=spaces[1] if len(spaces) > 1 else None,
     )
@@ -102,12 +109,18 @@ def _denied(request: Request, facts: Facts) -> int:
             return errno.EACCES if attributes.size is not None else errno.EPERM
         case sftp.Lsetstat():
             return errno.EPERM
-        case sftp.Remove() | sftp.Rmdir() | sftp.Rename() | sftp.PosixRename():
-            sticky = facts.target_parent is not None and (facts.target_parent.permissions or 0) & stat.S_ISVTX
-            return errno.EPERM if sticky else errno.EACCES
+        case sftp.Remove() | sftp.Rmdir():
+            return errno.EPERM if _sticky(facts.target_parent) else errno.EACCES
+        case sftp.Rename() | sftp.PosixRename():
+            replaces = facts.target is not None and _sticky(facts.target_parent)
+            return errno.EPERM if replaces or _sticky(facts.source_parent) else errno.EACCES
         case sftp.Hardlink():
             return errno.EPERM if facts.source is not None and _kind(facts.source) == stat.S_IFDIR else errno.EACCES
     return errno.EACCES
+
+
+def _sticky(directory: Attributes | None) -> bool:
+    return directory is not None and bool((directory.permissions or 0) & stat.S_ISVTX)
 
 
 def _failed(request: Request, facts: Facts) -> int:
@@ -122,7 +135,7 @@ def _failed(request: Request, facts: Facts) -> int:
         case sftp.Mkdir() | sftp.Symlink() | sftp.Hardlink() | sftp.Rename() if exists:
             return errno.EEXIST
         case sftp.Rmdir() if exists and not _read_only(facts.space):
-            return errno.ENOTEMPTY
+            return errno.EBUSY if facts.names == 0 else errno.ENOTEMPTY
         case sftp.Remove() if is_directory:
             return errno.EISDIR
     if _read_only(facts.space):
@@ -135,6 +148,10 @@ def _failed(request: Request, facts: Facts) -> int:
             return errno.ENOTEMPTY if source_is_directory else errno.EISDIR
     if _makes_something(request) and _full(facts.space):
         return errno.ENOSPC
+    if isinstance(request, sftp.Setstat) and (request.attributes.size or 0) > (
+        (facts.target and facts.target.size) or 0
+    ):
+        return errno.EFBIG
     return errno.EIO
 
 
@@ -172,6 +189,18 @@ def _too_long(*paths: bytes) -> bool:
 
 def _parent(path: bytes) -> bytes:
     return path.rpartition(b"/")[0] or b"/"
+
+
+async def _names_in(client: Client, path: bytes) -> int | None:
+    """How many names a directory has, as far as its first reply tells; None if it cannot be read."""
+    try:
+        handle = await client.call(sftp.Opendir(path))
+        try:
+            return sum(entry.filename not in (b".", b"..") for entry in await client.call(sftp.Readdir(handle)))
+        finally:
+            client.close_nowait(handle)
+    except StatusError as error:
+        return 0 if error.code == Status.EOF else None
 
 
 async def _answer(client: Client, pending: Pending) -> Any:

@@ -113,7 +113,7 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
     """Join, mount, serve, unmount. `mounted` holds the operations while there is a mount."""
     options = plan.options
     joined = await join(plan.target, Wish.of(options.ssh))
-    mountpoint.refuse_inside(plan.place, {"the control path": joined.path, "the log file": options.log_file})
+    mountpoint.refuse_inside(plan.place, {"the control path": joined.path})
     unheard = ignored_options(options.ssh)
     if unheard:
         where = printable(joined.path)

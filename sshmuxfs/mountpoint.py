@@ -60,12 +60,16 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
+def located(given: str) -> str:
+    """Where a mount point lies, without asking what is mounted there: its last component may still be a link."""
+    parent, name = os.path.split(os.path.abspath(given))
+    return os.path.join(os.path.realpath(parent), name)
+
+
 def prepare(given: str, *, allow_nonempty: bool) -> str:
     """Return the absolute path of a mount point that can be used. Raises BadMountPoint."""
     shown = printable(given)
-    # Not realpath of the whole: resolving the last component would ask a dead mount.
-    parent, name = os.path.split(os.path.abspath(given))
-    place = os.path.join(os.path.realpath(parent), name)
+    place = located(given)
     try:
         _remove_dead(place)
         place = os.path.realpath(place)

@@ -30,9 +30,11 @@ from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
 from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Request, Status, StatusError
 from sshmuxfs.tree.attributes import checked
 from sshmuxfs.tree.cache import CacheTimes
-from sshmuxfs.tree.inodes import Gone, Inode, Tree
+from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
 
 _MODE_BITS = 0o7777
+# Longer than the kernel takes between the lookup and the open of its second attempt.
+_RETRY_S = 1.0
 
 
 def failure(number: int) -> OSError:
@@ -91,6 +93,8 @@ class Names:
         submit_writes(inode)
         as_of, now_s = self.tree.changes, trio.current_time()
         if inode.gone:
+            if inode.kind == stat.S_IFDIR:
+                return  # still open here, without a name: what was last known of it is all there is
             await self._ask_by_handle(client, inode, Gone("the file was removed"))
             return
         parent, name = inode.parent, inode.name
@@ -200,6 +204,8 @@ class Names:
             invalidate_reads(inode)
             inode.cached_as = None
         self.tree.touch(inode)
+        if inode.directory is not None and (wanted.permissions is not None or wanted.uid is not None):
+            inode.directory.listed_at_s = NEVER_S  # whether it may still be read is the server's to say
         as_of, now_s = self.tree.changes, trio.current_time()
         by_handle = file is not None and (inode.gone or wanted.size is not None)
         if by_handle:
@@ -336,6 +342,12 @@ class Names:
         try:
             handle: bytes = await client.wait(opened)
         except StatusError as error:
+            if error.code == Status.NO_SUCH_FILE and inode.parent is not None:
+                self.tree.learn_absent(inode.parent, inode.name, now_s, as_of)
+                # The kernel looks the name up again, once: then an open that may create does so. Whoever has just
+                # looked it up and comes too late has met a race, and is told what is true.
+                if inode.looked_up_at_s + _RETRY_S < now_s:
+                    raise Gone("removed elsewhere") from error
             raise await self._diagnosed(client, request, error) from error
         try:
             attributes = checked(await client.wait(found))

@@ -106,7 +106,9 @@ class Operations(pyfuse3.Operations):
     @boundary
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
-            return self._given(await self._names.find(self._tree.inode(parent_inode), name))
+            found = await self._names.find(self._tree.inode(parent_inode), name)
+            found.looked_up_at_s = trio.current_time()
+            return self._given(found)
         except OSError as error:
             if error.errno != errno.ENOENT or not self._times.kernel_negative_s:
                 raise
@@ -249,6 +251,7 @@ class Operations(pyfuse3.Operations):
         if target.attributes != before:
             # The kernel still believes what it was told; reading by an old size would show the file cut off.
             pyfuse3.invalidate_inode(target.number, attr_only=True)
+        file.synchronous = self._manners.direct_io and bool(flags & os.O_DSYNC)
         return self._file_info(file)
 
     @boundary
@@ -256,6 +259,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         file = await self._names.create(self._tree.inode(parent_inode), name, mode, _pflags(flags))
+        file.synchronous = self._manners.direct_io and bool(flags & os.O_DSYNC)
         return self._file_info(file), self._given(file.inode)
 
     @boundary
@@ -279,10 +283,13 @@ class Operations(pyfuse3.Operations):
         self._tree.touch(inode)
         inode.cached_as = None
         inode.attributes = grown(inode.attributes, off + len(buf))
+        submit_writes(inode, but=file)
         try:
             await file.writer.write(off, buf)
-            if self._manners.sync_writes:
+            if self._manners.sync_writes or file.synchronous:
                 await file.writer.drain()
+            if file.synchronous:
+                await self._sync(file)
         except Exception as error:
             raise await self._write_failed(file, len(buf), error) from error
         return len(buf)
@@ -314,6 +321,10 @@ class Operations(pyfuse3.Operations):
         file = self._file(fh)
         submit_writes(file.inode)
         await self._drain(file)
+        await self._sync(file)
+
+    async def _sync(self, file: OpenFile) -> None:
+        """Have the server's disk hold what it has; a server that cannot be asked for it has done what it can."""
         try:
             await file.client.fsync(file.handle)
         except ChannelLost as error:

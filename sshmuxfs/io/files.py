@@ -40,6 +40,8 @@ class OpenFile:
         self.pflags = pflags
         self.identity = (inode.attributes.size, inode.attributes.mtime)
         self.reader = ReadAhead(client, handle, lambda: inode.attributes.size, memory.read, ahead=ahead)
+        # O_SYNC of a file that bypasses the page cache: the kernel sends an FSYNC behind cached writes only.
+        self.synchronous = False
         self.writer = WriteBehind(client, handle, memory.dirty) if pflags & OpenFlag.WRITE else None
 
     def close(self) -> None:
@@ -63,10 +65,10 @@ def files_of(inode: Inode) -> list[OpenFile]:
     return [each for each in inode.files or () if isinstance(each, OpenFile)]
 
 
-def submit_writes(inode: Inode) -> None:
-    """Send what the inode's open files have accepted and not sent."""
+def submit_writes(inode: Inode, but: OpenFile | None = None) -> None:
+    """Send what the inode's open files, `but` one, have accepted and not sent."""
     for file in inode.files or ():
-        if isinstance(file, OpenFile) and file.writer is not None:
+        if file is not but and isinstance(file, OpenFile) and file.writer is not None:
             file.writer.submit()
 
 

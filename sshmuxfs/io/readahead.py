@@ -124,7 +124,7 @@ class ReadAhead:
         return bool(self._run) and 0 < self._run[0].start - offset <= plan.REORDER_BYTES
 
     def _continues(self, offset: int) -> bool:
-        """Whether a read at `offset`, in the run's last part or a little beyond its end, is best served by more of it."""
+        """Whether a read at `offset`, late in the run or a little beyond its end, is best served by more of it."""
         run = self._run
         return bool(run) and run[0].start <= offset <= run[-1].requested_end + plan.REORDER_BYTES
 

@@ -65,6 +65,8 @@ class WriteBehind:
     async def write(self, offset: int, data: bytes) -> None:
         """Accept `data` for `offset`. Returns when there is room for it, not when it is written. Raises `error`."""
         self._raise_error()
+        if not data:
+            return
         if self._pieces and offset != self._end:
             self.submit()
         if not self._pieces:
@@ -96,7 +98,7 @@ class WriteBehind:
 
     def _raise_error(self) -> None:
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # told many times: each must not keep alive what the last refused
 
     def _send_full_blocks(self) -> None:
         while self._end - self._start >= self._client.max_write_bytes:

@@ -66,7 +66,7 @@ class Inode:
             "link_fetched_at_s",
             "link_target",
         ),
-        *("lookups", "more_names", "name", "number", "parent"),
+        *("looked_up_at_s", "lookups", "more_names", "name", "number", "parent"),
     )
 
     def __init__(self, number: int, parent: Inode | None, name: bytes) -> None:
@@ -74,6 +74,7 @@ class Inode:
         self.parent = parent  # None: the root, or no name left
         self.name = name
         self.more_names: list[tuple[Inode, bytes]] | None = None
+        self.looked_up_at_s = NEVER_S  # when the kernel last asked for one of its names
         self.lookups = 0  # references the kernel holds
         self.files: list[object] | None = None  # open files on it
         self.attributes = Attributes()
@@ -397,7 +398,7 @@ class Tree:
                 self._drop_surplus()
 
     def _drop_surplus(self) -> None:
-        """Drop the longest idle. What a drop leaves idle is met by this same loop: recursion could go thousands deep."""
+        """Drop the longest idle. What a drop leaves idle is met by this loop: recursion could go thousands deep."""
         self._dropping = True
         while len(self._idle) > self._max_idle:
             inode = next(iter(self._idle.values()))

@@ -147,7 +147,7 @@ class Checker:
         first, last = start + wrong[0], start + wrong[-1] + 1
         pad = bytes(start % WORD_BYTES)
         text = (
-            f"{how}: {len(wrong)} wrong bytes between {first:#x} and {last:#x} of a file of {len(self.expected)} bytes\n"
+            f"{how}: {len(wrong)} wrong bytes between {first:#x} and {last:#x} of {len(self.expected)} bytes\n"
             f"expected {expected[wrong[0] : wrong[0] + 16].hex(' ')}: {author(bytes(self.expected), first)}\n"
             f"found    {found[wrong[0] : wrong[0] + 16].hex(' ')}: {author(pad + found, wrong[0] + len(pad))}"
         )
@@ -322,7 +322,7 @@ class Checker:
         self.descriptor = os.open(self.path, os.O_RDWR)
 
     def delete_and_go_on(self) -> None:
-        """Without a name for a while: written and read through the descriptor, then copied to a new file of that name."""
+        """Without a name for a while: written and read by descriptor, then copied to a new file of that name."""
         os.unlink(self.path)
         self.note("delete", 0, 0)
         self.write()
@@ -364,7 +364,7 @@ class Checker:
                     view.flush()
 
     def mapped_write_unsynchronized(self) -> None:
-        """Written through a mapping, then read through the descriptor: both are the same pages. Then to the server, as any close does."""
+        """Written through a mapping, read through the descriptor (the same pages), and then synchronized."""
         self.mapped_write(flush=False)
         self.read()
         self.synchronize()

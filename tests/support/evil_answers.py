@@ -2,6 +2,7 @@
 
 The rule: the path that a request concerns says what is done to it. For `evil:CASE:ARGUMENT`, and what lies below it,
 the case is a function here, which gets the argument and deals with that one request; all else is answered honestly.
+Behind one more colon there may be anything, to tell apart several of a kind.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tests.support.honest_sftp import (
     packet,
 )
 
-EVIL = re.compile(rb".*/evil:(\w+):?([^/]*)", re.DOTALL)
+EVIL = re.compile(rb".*/evil:(\w+):?([^/:]*)", re.DOTALL)
 REACHED = b"reached"
 FAILS_FROM_BYTES = 1 << 20  # where files go wrong that begin well
 NO_ATTRIBUTES = ATTRIBUTES.put(sftp.NO_ATTRIBUTES)

@@ -72,6 +72,17 @@ def greeting(root: bytes, argument: str) -> None:
 
 
 @start
+def mute(root: bytes, argument: str) -> None:
+    """It greets and then says nothing, as long as there is a file DIRECTORY/mute."""
+    server = Evil(root)
+    server.greet()
+    while os.path.exists(root + b"/mute"):
+        if server.receive() is None:
+            return
+    server.serve()
+
+
+@start
 def quits(root: bytes, argument: str) -> None:
     """It ends at once, with words."""
     os.write(2, b"sftp-server: \x1b]0;title\x07 cannot do this\nsecond line\n")

@@ -1,0 +1,25 @@
+"""Fixtures of the tests with real programs; see tests.t4_mount.fixtures."""
+
+from __future__ import annotations
+
+from tests.t4_mount.fixtures import (
+    area,
+    guarded,
+    pytest_configure,
+    pytest_generate_tests,
+    pytest_runtest_setup,
+    start,
+    tree,
+    trees,
+)
+
+__all__ = [
+    "area",
+    "guarded",
+    "pytest_configure",
+    "pytest_generate_tests",
+    "pytest_runtest_setup",
+    "start",
+    "tree",
+    "trees",
+]
