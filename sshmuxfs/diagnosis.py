@@ -63,8 +63,7 @@ async def diagnose(client: Client, request: Request, error: StatusError) -> int:
         await _names_in(client, target) if error.code == Status.FAILURE and isinstance(request, sftp.Rmdir) else None
     )
     answers = [await _answer(client, pending) for pending in client.submit(*requests)]
-    known = [each for each in answers if isinstance(each, bytes)]
-    spaces = [sftp.decode_statvfs(each) for each in known]
+    spaces = [None if each is None else sftp.decode_statvfs(each) for each in answers[4 if source else 2 :]]
     facts = Facts(
         target=answers[0],
         target_parent=answers[1],
@@ -92,14 +91,24 @@ async def diagnose_write(client: Client, handle: bytes, length: int, error: Exce
 
 def decide(request: Request, error: StatusError, facts: Facts) -> int:
     """The errno for a failed request, by what is known about its paths. Pure."""
-    parent_is_directory = facts.target_parent is not None and _kind(facts.target_parent) == stat.S_IFDIR
     if error.code == Status.NO_SUCH_FILE:
-        return errno.ENOTDIR if facts.target_parent is not None and not parent_is_directory else errno.ENOENT
+        return errno.ENOTDIR if _lacks_a_directory(request, facts) else errno.ENOENT
     if error.code == Status.PERMISSION_DENIED:
         return _denied(request, facts)
     if error.code == Status.FAILURE:
         return _failed(request, facts)
     return errno_of(error) or errno.EIO
+
+
+def _lacks_a_directory(request: Request, facts: Facts) -> bool:
+    """Whether all is there, and something of it had to be a directory and is none."""
+    if facts.target_parent is not None and _kind(facts.target_parent) != stat.S_IFDIR:
+        return True
+    if facts.target is None or _kind(facts.target) == stat.S_IFDIR:
+        return False
+    if isinstance(request, sftp.Rename | sftp.PosixRename):
+        return facts.source is not None and _kind(facts.source) == stat.S_IFDIR
+    return isinstance(request, sftp.Opendir | sftp.Rmdir)
 
 
 def _denied(request: Request, facts: Facts) -> int:
@@ -138,10 +147,15 @@ def _failed(request: Request, facts: Facts) -> int:
             return errno.EBUSY if facts.names == 0 else errno.ENOTEMPTY
         case sftp.Remove() if is_directory:
             return errno.EISDIR
+    elsewhere = (
+        facts.space is not None and facts.source_space is not None and facts.space.fsid != facts.source_space.fsid
+    )
+    if elsewhere and isinstance(request, sftp.PosixRename):
+        return errno.EXDEV  # rename(2) looks at this first of all
     if _read_only(facts.space):
         return errno.EROFS
     if isinstance(request, sftp.Rename | sftp.PosixRename | sftp.Hardlink):
-        if facts.space is not None and facts.source_space is not None and facts.space.fsid != facts.source_space.fsid:
+        if elsewhere:
             return errno.EXDEV
         if is_directory:
             source_is_directory = facts.source is not None and _kind(facts.source) == stat.S_IFDIR

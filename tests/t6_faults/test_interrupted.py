@@ -1,0 +1,228 @@
+"""Ctrl-C at any moment of the start leaves nothing, and the exit code says so; what a daemon takes along: nothing."""
+
+from __future__ import annotations
+
+import os
+import select
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mux.errors import ExitCode
+from tests.support import mounts
+from tests.support.master import Master
+from tests.support.mounted import Mount
+from tests.support.sshd import Sshd, program
+from tests.t6_faults.faults import await_path, await_reached, await_true, fill, make, outcome, read, server_option
+from tests.t6_faults.launched import END_S, Launched, arguments, servers, unmounted_after
+
+HELLO = struct.pack(">III", 8, 1, 4)  # MUX_MSG_HELLO of version 4
+BOTH = pytest.mark.parametrize("foreground", [True, False])
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A mount point."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    with unmounted_after(path):
+        yield path
+
+
+def interrupt(launched: Launched) -> None:
+    """Ctrl-C, and what has to be the case then."""
+    launched.signal(signal.SIGINT)
+    assert launched.end() == ExitCode.INTERRUPTED, launched.output
+    assert mounts.mounted_at(launched.place) is None
+    assert "Traceback" not in launched.output
+    await_true(lambda: not servers(launched.place), "the background half to end")
+
+
+@BOTH
+@pytest.mark.parametrize("greets", [False, True])
+def test_while_the_master_does_not_answer(sshd: Sshd, place: Path, foreground: bool, greets: bool) -> None:
+    """A stopped one: it takes clients and does not greet them, or greets them and then stops."""
+    control_path = sshd.control_dir / "frozen"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.settimeout(END_S)
+        listener.bind(str(control_path))
+        stack.callback(control_path.unlink)
+        control_path.chmod(0o600)
+        listener.listen()
+        launched = stack.enter_context(
+            Launched(sshd, sshd.root, place, control_path=control_path, foreground=foreground)
+        )
+        client, _ = listener.accept()
+        stack.enter_context(client)
+        if greets:
+            client.sendall(HELLO)
+            assert client.recv(100)
+        interrupt(launched)
+
+
+@BOTH
+def test_while_ssh_is_asked(sshd: Sshd, place: Path, tmp_path: Path, foreground: bool) -> None:
+    """`ssh -G`, which reads its configuration from a file that never comes."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    reached = tmp_path / "asked"
+    script = programs / "ssh"
+    script.write_text(f"#!/bin/sh\n: >{shlex.quote(str(reached))}\nexec sleep 60\n")
+    script.chmod(0o755)
+    with Launched(
+        sshd, sshd.root, place, control_path=tmp_path / "none", foreground=foreground, path=programs
+    ) as launched:
+        await_path(reached)
+        interrupt(launched)
+
+
+@BOTH
+@pytest.mark.parametrize("silent", ["greeting", "question"])
+def test_while_the_server_does_not_answer(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, foreground: bool, silent: str
+) -> None:
+    """Neither the first word of SFTP, nor the first question."""
+    fill(remote_dir)
+    directory, conversation = remote_dir, "greeting:nothing"
+    if silent == "question":
+        directory, conversation = remote_dir / make(remote_dir, "silence:Stat", "directory"), "plain"
+    with Launched(
+        sshd,
+        directory,
+        place,
+        control_path=shared_master.control_path,
+        options=[server_option(conversation, remote_dir)],
+        foreground=foreground,
+    ) as launched:
+        await_reached(remote_dir)
+        interrupt(launched)
+
+
+@BOTH
+def test_right_after_the_mount(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, foreground: bool
+) -> None:
+    """In front, it ends the mount; in the background the mount is there, and all right, or it is not there."""
+    for _ in range(5):
+        with Launched(
+            sshd, remote_dir, place, control_path=shared_master.control_path, foreground=foreground
+        ) as launched:
+            await_true(lambda: mounts.mounted_at(place) is not None, "the mount")
+            launched.signal(signal.SIGINT)
+            check_ended(launched, foreground)
+
+
+@BOTH
+def test_at_many_moments(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, foreground: bool) -> None:
+    """Whenever it comes: all of a mount, or nothing."""
+    for moment in range(12):
+        with Launched(
+            sshd, remote_dir, place, control_path=shared_master.control_path, foreground=foreground
+        ) as launched:
+            # Not an event that is awaited: any moment is as good as any other.
+            time.sleep(moment * 0.04)
+            launched.signal(signal.SIGINT)
+            check_ended(launched, foreground)
+
+
+def check_ended(launched: Launched, foreground: bool) -> None:
+    """Mounted and 0, or not mounted and 130; in front, a mount that was there has been ended in order."""
+    code = launched.end()
+    assert code in (ExitCode.OK, ExitCode.INTERRUPTED), launched.output
+    if code == ExitCode.OK and not foreground:
+        with unmounted_after(launched.place):
+            assert outcome(os.listdir, launched.place) == []
+    await_true(lambda: not servers(launched.place), "the background half to end")
+    assert mounts.mounted_at(launched.place) is None
+
+
+def test_a_daemon_lets_go_of_everything(
+    make_mount: Callable[..., Mount], remote_dir: Path, shared_master: Master
+) -> None:
+    """A session of its own, no terminal, `/`, and /dev/null three times."""
+    mount = make_mount(remote_dir, foreground=False)
+    fields = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
+    session, terminal = fields[3], fields[4]
+    assert (int(session), int(terminal)) == (mount.pid, 0)
+    assert os.readlink(f"/proc/{mount.pid}/cwd") == "/"
+    assert [os.readlink(f"/proc/{mount.pid}/fd/{number}") for number in (0, 1, 2)] == ["/dev/null"] * 3
+
+
+def test_a_daemon_inherits_nothing(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
+    """A descriptor that the command was started with is closed when it returns: no lock and no pipe stays held."""
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            arguments(sshd, remote_dir, place, shared_master.control_path),
+            env=sshd.environment(),
+            timeout=END_S,
+            pass_fds=[writing],
+        )
+        os.close(writing)
+        assert done.returncode == ExitCode.OK
+        assert mounts.mounted_at(place) is not None
+        assert select.select([reading], [], [], END_S)[0]
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.parametrize("stream", ["2>&1", "2>/dev/null", ">/dev/null 2>&1"])
+def test_a_pipeline_returns(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, stream: str) -> None:
+    """`sshmuxfs ... | cat`: the pipe is let go."""
+    command = shlex.join(arguments(sshd, remote_dir, place, shared_master.control_path))
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {stream} | cat"],
+        env=sshd.environment(),
+        timeout=END_S,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert mounts.mounted_at(place) is not None
+
+
+def test_a_terminal_is_let_go(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
+    """Started in a terminal that is then closed, which sends SIGHUP to whoever still holds it."""
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run(
+            [program("setsid"), "-c", "-w", *arguments(sshd, remote_dir, place, shared_master.control_path)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=sshd.environment(),
+            timeout=END_S,
+            check=True,
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    (remote_dir / "file").write_bytes(b"still there")
+    assert outcome(read, place / "file") == b"still there"
+
+
+def test_the_log_goes_to_the_file(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, tmp_path: Path
+) -> None:
+    """Named from where the command was started, and written by the daemon, which is elsewhere."""
+    fill(remote_dir)
+    make(remote_dir, "die:Lstat")
+    options = [server_option("plain", remote_dir), "log_file=the log"]
+    subprocess.run(
+        arguments(sshd, remote_dir, place, shared_master.control_path, options),
+        env=sshd.environment(),
+        timeout=END_S,
+        check=True,
+        cwd=tmp_path,
+    )
+    outcome(os.stat, place / "evil:die:Lstat")
+    await_true(lambda: "the channel ended" in (tmp_path / "the log").read_text(), "the log")
