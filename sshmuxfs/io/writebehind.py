@@ -13,8 +13,7 @@ Imported by `sshmuxfs.io.files`.
 from __future__ import annotations
 
 from collections import deque
-
-import trio
+from dataclasses import dataclass
 
 from sshmuxfs.io import plan
 from sshmuxfs.sftp.client import Client
@@ -24,24 +23,12 @@ from sshmuxfs.sftp.exchange import Pending
 _MAX_PIECES = 64
 
 
+@dataclass(slots=True)
 class Dirty:
-    """What all files of a mount have accepted and not yet seen acknowledged; writers wait here for room."""
+    """What all files of a mount together have accepted and not yet seen acknowledged, and what is enough."""
 
-    def __init__(self, total_bytes: int = plan.WRITE_BUDGET_BYTES) -> None:
-        self.total_bytes = total_bytes
-        self.used_bytes = 0
-        self._changed = trio.Event()
-
-    def add(self, count_bytes: int) -> None:
-        """Accept `count_bytes`, or with a negative count, see them acknowledged."""
-        self.used_bytes += count_bytes
-        if count_bytes < 0:
-            self._changed.set()
-            self._changed = trio.Event()
-
-    async def change(self) -> None:
-        """Wait until something was acknowledged or failed."""
-        await self._changed.wait()
+    total_bytes: int = plan.WRITE_BUDGET_BYTES
+    used_bytes: int = 0
 
 
 class WriteBehind:
@@ -73,14 +60,14 @@ class WriteBehind:
             self._start = self._end = offset
         self._pieces.append(data)
         self._end += len(data)
-        self._dirty.add(len(data))
+        self._dirty.used_bytes += len(data)
         self._send_full_blocks()
         if not self._in_flight:
             self.submit()
-        while self.pending_bytes > plan.WRITE_WINDOW_BYTES or (
-            self._dirty.used_bytes > self._dirty.total_bytes and self._in_flight
+        while self._in_flight and (
+            self.pending_bytes > plan.WRITE_WINDOW_BYTES or self._dirty.used_bytes > self._dirty.total_bytes
         ):
-            await self._dirty.change()
+            await self._client.settled(next(iter(self._in_flight)))
         self._raise_error()
 
     def submit(self) -> None:
@@ -93,7 +80,7 @@ class WriteBehind:
         """Wait until all that was accepted is acknowledged. Raises `error`."""
         self.submit()
         while self._in_flight:
-            await self._dirty.change()
+            await self._client.settled(next(reversed(self._in_flight)))
         self._raise_error()
 
     def _raise_error(self) -> None:
@@ -122,7 +109,7 @@ class WriteBehind:
         if self.error is not None or self._client.lost is not None:
             # Order is kept among what reaches the server: nothing is written behind a write that failed.
             self._fail(None)
-            self._dirty.add(-length)
+            self._dirty.used_bytes -= length
             return
         pending = self._client.submit_write(self._handle, offset, batch, length)
         self._in_flight[pending] = length
@@ -139,7 +126,7 @@ class WriteBehind:
             self._fail(pending.error)
         if not self._in_flight and self._pieces:
             self.submit()
-        self._dirty.add(-length)
+        self._dirty.used_bytes -= length
 
     def _fail(self, error: Exception | None) -> None:
         if self.error is None:

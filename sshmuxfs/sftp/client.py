@@ -42,10 +42,9 @@ _TURN_BYTES = 512 * 1024
 # A request that nobody waits for (CLOSE) goes out with the next one, or after this long: each send by itself wakes four
 # processes on its way to the sftp-server.
 LAZY_S = 0.05
-# A server nearer than this is waited for in place, if no more than these requests are on the way (an OPEN, the LSTAT
-# behind it, a lazy CLOSE before it): two rounds of the scheduler would take as long as the answer itself.
+# A server nearer than this is waited for in place while nobody else waits: two rounds of the scheduler would take as
+# long as the answer itself.
 IN_PLACE_S = 0.001
-IN_PLACE_REQUESTS = 4
 
 
 class ChannelLost(Exception):
@@ -82,6 +81,7 @@ class Client:
         self._exchange = Exchange()
         self._outgoing: deque[Buffer] = deque()
         self._outgoing_event = trio.Event()
+        self._waiting = 0  # tasks that wait for an answer, parked
         self._lazy: list[bytes] = []
         self._lazy_event = trio.Event()
         self._started = trio.Event()
@@ -286,15 +286,15 @@ class Client:
             event = pending.event
             if not isinstance(event, trio.Event):
                 event = pending.event = trio.Event()
-            await event.wait()
+            self._waiting += 1
+            try:
+                await event.wait()
+            finally:
+                self._waiting -= 1
 
     def _is_alone(self) -> bool:
         """Whether nobody else waits on this channel, and the server is near enough to wait for it in place."""
-        return (
-            self._exchange.outstanding <= IN_PLACE_REQUESTS
-            and not self._outgoing
-            and 0 < self.pace.round_trip_s < IN_PLACE_S
-        )
+        return not self._waiting and not self._outgoing and self.pace.shortest_s < IN_PLACE_S
 
     def _wait_in_place(self, pending: Pending) -> None:
         """Wait for an answer that will be here at once, without a round of the scheduler and without waking the reader.

@@ -38,10 +38,13 @@ class Pace:
     def __init__(self) -> None:
         self._rate = _Extreme()
         self._nearness = _Extreme()  # 1 / round trip, so that the shortest round trip is the greatest sample
+        self.shortest_s = float("inf")  # the shortest round trip ever seen
 
     def answered(self, sent_at_s: float, now_s: float) -> None:
         """A reply came for a request sent at `sent_at_s`."""
-        self._nearness.add(1.0 / max(now_s - sent_at_s, 1e-6), now_s)
+        round_trip_s = max(now_s - sent_at_s, 1e-6)
+        self.shortest_s = min(self.shortest_s, round_trip_s)
+        self._nearness.add(1.0 / round_trip_s, now_s)
 
     def delivered(self, count_bytes: int, since_s: float, now_s: float) -> None:
         """`count_bytes` of payload came between `since_s` and `now_s`."""

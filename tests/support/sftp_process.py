@@ -213,6 +213,7 @@ class Peer:
         control, self._control = socket.socketpair()
         control.setblocking(False)
         self.stream = Tap(_EndOfPeer(control), *ours)
+        self._outlet = theirs[1]
         self._from_client, self._to_client, self._stderr = (
             trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in theirs
         )
@@ -260,6 +261,10 @@ class Peer:
 
     async def send(self, *packets: bytes) -> None:
         await self._to_client.send_all(b"".join(packets))
+
+    def put_nowait(self, data: bytes) -> int:
+        """Send what the socket takes at once; return how much that is."""
+        return self._outlet.send(data)
 
     async def greet(self, greeting: bytes) -> None:
         """Take INIT and answer with `greeting`."""

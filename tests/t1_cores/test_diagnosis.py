@@ -195,7 +195,8 @@ spaces = st.sampled_from([None, SPACE, READ_ONLY, NO_BLOCKS, NO_INODES, UNCOUNTE
 
 facts_of_all_kinds = st.builds(
     Facts,
-    *(attributes, attributes, attributes, attributes),
+    *(attributes, attributes, attributes),
+    source_parent=attributes,
     names=st.sampled_from([None, 0, 1]),
     space=spaces,
     source_space=spaces,
