@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 40
 # Tasks that wait for the next request; fewer would be ended and started anew all the time.
 SPARE_TASKS = 8
+# A server so near delivers a megabyte in a few milliseconds: the kernel may then ask for that much at once.
+NEAR_S = 0.001
 # How long an orderly end waits for what was written and not yet acknowledged.
 SETTLE_S = 10.0
 
@@ -132,9 +134,12 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
         deadline_s=options.deadline_s,
     )
     try:
-        operations = await _prepare(options, link, plan.place)
+        client = await link.start()
+        operations = await _prepare(options, link, client, plan.place)
         _mount(operations, options, plan.place)
         link.watch(*_devices())
+        if client.pace.shortest_s < NEAR_S:
+            mountpoint.widen_read_ahead(plan.place)
         try:
             mounted.append(operations)
             plan.announce()
@@ -147,9 +152,8 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
         link.close()
 
 
-async def _prepare(options: Options, link: Link, place: str) -> Operations:
-    """Open the channel, look at the remote directory, and put the file system together."""
-    client = await link.start()
+async def _prepare(options: Options, link: Link, client: Client, place: str) -> Operations:
+    """Look at the remote directory, and put the file system together."""
     base, attributes = await _remote_directory(client, options)
     await mountpoint.refuse_itself(client, base, place)
     times = CacheTimes(

@@ -24,6 +24,8 @@ from sshmuxfs.sftp.protocol import OpenFlag, StatusError
 
 FS_TYPE = "fuse.sshmuxfs"
 _UNMOUNT_S = 10.0
+# The largest read that FUSE passes on in one piece; eight times fewer requests than with the usual 128.
+READ_AHEAD_KB = 1024
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -110,6 +112,19 @@ def _remove_dead(place: str) -> None:
             raise
         unmount = shutil.which("fusermount3") or "fusermount3"
         subprocess.run([unmount, "-u", "-z", "--", place], check=False, timeout=_UNMOUNT_S, stdin=subprocess.DEVNULL)
+
+
+def widen_read_ahead(place: str) -> None:
+    """Let the kernel read ahead READ_AHEAD_KB on our mount, where we may say so (root may); never less than it does."""
+    there = mounted_at(place)
+    if there is None:
+        return
+    setting = Path(f"/sys/class/bdi/{there.device}/read_ahead_kb")
+    try:
+        if int(setting.read_text()) < READ_AHEAD_KB:
+            setting.write_text(str(READ_AHEAD_KB))
+    except (OSError, ValueError):
+        pass  # an ordinary user, or a container's read-only /sys: 128 KiB at a time is slower, not wrong
 
 
 def refuse_inside(place: str, needed: Mapping[str, str | None]) -> None:

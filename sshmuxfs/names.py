@@ -97,19 +97,28 @@ class Names:
                 return  # still open here, without a name: what was last known of it is all there is
             await self._ask_by_handle(client, inode, Gone("the file was removed"))
             return
-        parent, name = inode.parent, inode.name
-        try:
-            attributes = await self._attributes_of(client, self.tree.path(inode))
-        except StatusError as error:
-            if error.code != Status.NO_SUCH_FILE or parent is None:
-                raise await self._diagnosed(client, sftp.Lstat(self.tree.path(inode)), error) from error
-            self.tree.learn_absent(parent, name, now_s, as_of)
-            await self._ask_by_handle(client, inode, Gone("the file was removed elsewhere"))
-            return
+        parent, name, path = inode.parent, inode.name, self.tree.path(inode)
         if parent is None:
+            try:
+                attributes = await self._attributes_of(client, path)
+            except StatusError as error:
+                raise await self._diagnosed(client, sftp.Lstat(path), error) from error
             self.tree.update(inode, attributes, now_s, as_of)
-        elif self.tree.learn(parent, name, attributes, now_s, as_of) is not inode and not inode.gone:
-            raise Gone("the name was given to another file meanwhile")
+            return
+        with self.tree.asking(parent):
+            try:
+                attributes = await self._attributes_of(client, path)
+            except StatusError as error:
+                if error.code != Status.NO_SUCH_FILE:
+                    raise await self._diagnosed(client, sftp.Lstat(path), error) from error
+                self.tree.learn_absent(parent, name, now_s, as_of)
+                if inode.gone:
+                    await self._ask_by_handle(client, inode, Gone("the file was removed elsewhere"))
+                return
+            found = self.tree.learn(parent, name, attributes, now_s, as_of)
+        # Moved or removed here meanwhile, it is no longer what was asked about: what is known of it stands.
+        if found is not inode and inode.changed <= as_of:
+            raise Gone("something else has taken the name")
 
     async def _ask_by_handle(self, client: Client, inode: Inode, otherwise: Gone) -> None:
         as_of, now_s = self.tree.changes, trio.current_time()

@@ -21,8 +21,8 @@ MIN_WINDOW_BYTES = 2 * MIB
 # Four channel windows of OpenSSH (2 MiB each): more in flight brings nothing before there are more channels.
 MAX_WINDOW_BYTES = 8 * MIB
 # What is fetched ahead is received into extents of about this size; a kernel read that spans two of them is the only
-# one that needs a copy, one in sixteen of the usual 128 KiB.
-EXTENT_BYTES = 2 * MIB
+# one that needs a copy: one in 32 of the usual 128 KiB, one in four of the largest, 1 MiB.
+EXTENT_BYTES = 4 * MIB
 # Kernel read-ahead is handled by several tasks, so reads of one stream may come slightly out of order.
 REORDER_BYTES = MIB
 # All files together, so that the process stays well under 120 MB.
@@ -98,6 +98,11 @@ class Budget:
         self._holders[id(holder)] = (holder, held + count_bytes)
         self.used_bytes += count_bytes
         return True
+
+    def share_bytes(self, holder: Holder) -> int:
+        """What `holder` may have if all who hold something have as much; what it takes above is taken away again."""
+        others = len(self._holders) - (id(holder) in self._holders)
+        return self.total_bytes // (others + 1)
 
     def give(self, holder: Holder, count_bytes: int) -> None:
         """`holder` gives back part of its share."""

@@ -96,7 +96,8 @@ class ReadAhead:
 
     def begin(self) -> None:
         """The file was opened to be read: ask for its head now, so that it is on the way when the kernel asks."""
-        if self._ahead and 0 < (self._size() or 0) <= plan.FIRST_FETCH_BYTES:
+        small = 0 < (self._size() or 0) <= plan.FIRST_FETCH_BYTES
+        if self._ahead and small and self._client.lost is None:
             self._extend(0, 1)
 
     def invalidate(self) -> None:
@@ -136,7 +137,8 @@ class ReadAhead:
         want_end = end
         if self._ahead:
             streamed = self._detector.streamed_bytes
-            want_end += plan.window_bytes(self._client.pace.in_flight_bytes, streamed)
+            window_bytes = plan.window_bytes(self._client.pace.in_flight_bytes, streamed)
+            want_end += min(window_bytes, self._budget.share_bytes(self) // 2)
             if offset == 0:
                 want_end = max(want_end, plan.FIRST_FETCH_BYTES)
         want_end = min(want_end, known_end)
@@ -162,8 +164,9 @@ class ReadAhead:
             piece.pending = pending
 
     def _new_extent(self, start: int, known_end: int, block_bytes: int) -> _Extent | None:
-        whole_blocks = max(1, plan.EXTENT_BYTES // block_bytes) * block_bytes
-        length = min(whole_blocks, known_end - start)
+        streamed = max(2 * self._detector.streamed_bytes, plan.FIRST_FETCH_BYTES)
+        wanted = min(plan.EXTENT_BYTES, streamed, self._budget.share_bytes(self) // 2)
+        length = min(max(1, wanted // block_bytes) * block_bytes, known_end - start)
         if not self._budget.take(self, length):
             return None
         extent = _Extent(start, length)
