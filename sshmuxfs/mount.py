@@ -16,6 +16,7 @@ import signal
 import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from time import monotonic
 
 import pyfuse3
 import trio
@@ -166,7 +167,7 @@ async def _prepare(options: Options, link: Link, client: Client, place: str) -> 
         kernel_negative_s=options.negative_timeout or 0.0,
     )
     tree = Tree(base, max_idle=max(options.dcache_max_size, 1))
-    tree.update(tree.root, attributes, trio.current_time(), tree.changes)
+    tree.update(tree.root, attributes, monotonic(), tree.changes)
     names = Names(link, tree, times, follow=options.follow_symlinks, ahead=not options.no_readahead)
     view = View(await _identity(client, options), options.umask)
     policy = SymlinkPolicy(contain=options.contain_symlinks, transform=options.transform_symlinks, base=base)

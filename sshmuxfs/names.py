@@ -15,11 +15,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import time
-
-import trio
+from time import monotonic, time
 
 from sshmuxfs.diagnosis import diagnose
 from sshmuxfs.io.files import Memory, OpenFile, files_of, invalidate_reads, submit_writes
@@ -33,6 +31,10 @@ from sshmuxfs.tree.cache import CacheTimes
 from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
 
 _MODE_BITS = 0o7777
+# git and make ask for one name after the other. Two may be chance; from the third on, one listing answers them all, as
+# long as it takes no more than some ten replies of OpenSSH.
+WALK_AFTER = 3
+WALK_NAMES = 1000
 # Longer than the kernel takes between the lookup and the open of its second attempt.
 _RETRY_S = 1.0
 
@@ -63,14 +65,17 @@ class Names:
         known = parent.directory.children.get(name) if parent.directory else None
         if known is not None and self._is_fresh(known):
             return known
-        if self.tree.is_absent(parent, name, trio.current_time(), self.times.negative_s):
+        if self.tree.is_absent(parent, name, monotonic(), self.times.negative_s):
             raise failure(errno.ENOENT)
+        if self.times.dir_s and self.tree.asked_singly(parent) == WALK_AFTER:
+            await self._walk(parent)
+            return await self.find(parent, name)
         client = await self._link.client()
         path = self.tree.path(parent, name)
         if known is not None:
             submit_writes(known)
         with self.tree.asking(parent) as as_of:
-            now_s = trio.current_time()
+            now_s = monotonic()
             try:
                 attributes = await self._attributes_of(client, path)
             except StatusError as error:
@@ -83,6 +88,20 @@ class Names:
             raise failure(errno.ENOENT)
         return inode
 
+    async def _walk(self, parent: Inode) -> None:
+        """Somebody goes through a directory name by name: learn it whole, if it can be read and is not too large."""
+        try:
+            listing = await self.list(parent)
+        except OSError:
+            return
+        try:
+            while len(listing.names) < WALK_NAMES and await listing.has(len(listing.names)):
+                pass
+        except (StatusError, OSError):
+            return
+        finally:
+            listing.close()
+
     async def refresh(self, inode: Inode) -> None:
         """Make sure that the attributes of `inode` are fresh. Raises Gone if its name leads elsewhere now, OSError."""
         if not self._is_fresh(inode):
@@ -91,7 +110,7 @@ class Names:
     async def _ask_attributes(self, inode: Inode) -> None:
         client = await self._link.client()
         submit_writes(inode)
-        as_of, now_s = self.tree.changes, trio.current_time()
+        as_of, now_s = self.tree.changes, monotonic()
         if inode.gone:
             if inode.kind == stat.S_IFDIR:
                 return  # still open here, without a name: what was last known of it is all there is
@@ -112,7 +131,7 @@ class Names:
                 if error.code != Status.NO_SUCH_FILE:
                     raise await self._diagnosed(client, sftp.Lstat(path), error) from error
                 self.tree.learn_absent(parent, name, now_s, as_of)
-                if inode.gone:
+                if inode.parent is None:
                     await self._ask_by_handle(client, inode, Gone("the file was removed elsewhere"))
                 return
             found = self.tree.learn(parent, name, attributes, now_s, as_of)
@@ -121,7 +140,7 @@ class Names:
             raise Gone("something else has taken the name")
 
     async def _ask_by_handle(self, client: Client, inode: Inode, otherwise: Gone) -> None:
-        as_of, now_s = self.tree.changes, trio.current_time()
+        as_of, now_s = self.tree.changes, monotonic()
         file = next((each for each in files_of(inode) if each.client is client), None)
         if file is None:
             raise otherwise
@@ -140,11 +159,11 @@ class Names:
         return sftp.Stat(path) if self._follow else sftp.Lstat(path)
 
     def _is_fresh(self, inode: Inode) -> bool:
-        return inode.fetched_at_s + self.times.stat_s > trio.current_time()
+        return inode.fetched_at_s + self.times.stat_s > monotonic()
 
     async def readlink(self, inode: Inode) -> bytes:
         """Return the target of a link as the server has it."""
-        now_s = trio.current_time()
+        now_s = monotonic()
         if inode.link_target is None or inode.link_fetched_at_s + self.times.link_s <= now_s:
             client = await self._link.client()
             path = self.tree.path(inode)
@@ -160,7 +179,7 @@ class Names:
         listing = Listing(self.tree, inode, follow=self._follow, ask=self._question)
         try:
             directory = inode.directory
-            if directory is not None and directory.listed_at_s + self.times.dir_s > trio.current_time():
+            if directory is not None and directory.listed_at_s + self.times.dir_s > monotonic():
                 listing.from_tree()
                 return listing
             client = await self._link.client()
@@ -184,9 +203,16 @@ class Names:
     async def _diagnosed(self, client: Client, request: Request, error: StatusError) -> OSError:
         return failure(await diagnose(client, request, error))
 
-    async def _change(self, client: Client, request: Request) -> None:
+    async def _change(self, client: Client, request: Request, tell: Callable[[], None]) -> None:
+        """Make a change, and `tell` the tree of it in the moment the server agrees.
+
+        Before any later answer is heard, that is: tasks wake up in any order, and an answer to what was asked after
+        this would be taken for somebody else's doing.
+        """
+        (pending,) = client.submit(request)
+        pending.on_done = lambda done: tell() if done.error is None else None
         try:
-            await client.call(request)
+            await client.wait(pending)
         except StatusError as error:
             raise await self._diagnosed(client, request, error) from error
 
@@ -215,7 +241,7 @@ class Names:
         self.tree.touch(inode)
         if inode.directory is not None and (wanted.permissions is not None or wanted.uid is not None):
             inode.directory.listed_at_s = NEVER_S  # whether it may still be read is the server's to say
-        as_of, now_s = self.tree.changes, trio.current_time()
+        as_of, now_s = self.tree.changes, monotonic()
         by_handle = file is not None and (inode.gone or wanted.size is not None)
         if by_handle:
             assert file is not None
@@ -267,7 +293,7 @@ class Names:
         path = self._new_path(parent, name)
         with self.tree.asking(parent), self._in_doubt((parent, name)):
             request = sftp.Mkdir(path, Attributes(permissions=mode & _MODE_BITS))
-            now_s = trio.current_time()
+            now_s = monotonic()
             inode = await self._made(client, parent, name, request)
         self.tree.made_directory(inode, now_s)
         got = (inode.attributes.permissions or 0) & _MODE_BITS
@@ -286,7 +312,7 @@ class Names:
     async def _made(self, client: Client, parent: Inode, name: bytes, request: Request) -> Inode:
         """Send what makes a name, and the question what came of it, together."""
         made, found = client.submit(request, sftp.Lstat(self.tree.path(parent, name)))
-        now_s = trio.current_time()
+        now_s = monotonic()
         await client.settled(found)
         try:
             await client.wait(made)
@@ -305,16 +331,16 @@ class Names:
         path = self._new_path(parent, name)
         submit_writes(inode)
         with self._in_doubt((parent, name)):
-            await self._change(client, sftp.Hardlink(self.tree.path(inode), path))
-        self.tree.link(inode, parent, name)
+            request = sftp.Hardlink(self.tree.path(inode), path)
+            await self._change(client, request, lambda: self.tree.link(inode, parent, name))
 
     async def remove(self, parent: Inode, name: bytes, *, directory: bool) -> None:
         """unlink or rmdir. What is open stays readable and writable: the server's handles hold it."""
         client = await self._link.client()
         path = self.tree.path(parent, name)
+        request: Request = sftp.Rmdir(path) if directory else sftp.Remove(path)
         with self._in_doubt((parent, name)):
-            await self._change(client, sftp.Rmdir(path) if directory else sftp.Remove(path))
-        self.tree.remove(parent, name)
+            await self._change(client, request, lambda: self.tree.remove(parent, name))
 
     async def rename(
         self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes, *, replace: bool
@@ -326,8 +352,7 @@ class Names:
         if replace and sftp.PosixRename.EXTENSION in client.extensions:
             request = sftp.PosixRename(old, new)
         with self._in_doubt((old_parent, old_name), (new_parent, new_name)):
-            await self._change(client, request)
-        self.tree.rename(old_parent, old_name, new_parent, new_name)
+            await self._change(client, request, lambda: self.tree.rename(old_parent, old_name, new_parent, new_name))
 
     def _new_path(self, parent: Inode, name: bytes) -> bytes:
         if len(name) > NAME_MAX:
@@ -344,7 +369,7 @@ class Names:
             invalidate_reads(inode)
             self.tree.touch(inode)
         path = self.tree.path(inode)
-        as_of, now_s = self.tree.changes, trio.current_time()
+        as_of, now_s = self.tree.changes, monotonic()
         request = sftp.Open(path, pflags, sftp.NO_ATTRIBUTES)
         opened, found = client.submit(request, self._question(path))
         await client.settled(found)
@@ -378,7 +403,7 @@ class Names:
         request = sftp.Open(path, pflags | OpenFlag.CREAT | OpenFlag.EXCL, wanted)
         with self.tree.asking(parent), self._in_doubt((parent, name)):
             opened, found = client.submit(request, sftp.Lstat(path))
-            now_s = trio.current_time()
+            now_s = monotonic()
             await client.settled(found)
             try:
                 handle: bytes = await client.wait(opened)

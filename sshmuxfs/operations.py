@@ -25,11 +25,10 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import time
+from time import monotonic, time
 from typing import cast
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from sshmuxfs.diagnosis import diagnose_write
@@ -84,7 +83,7 @@ class Operations(pyfuse3.Operations):
     # -- names and attributes -----------------------------------------------------------------------------------------
 
     def _entry(self, inode: Inode) -> EntryAttributes:
-        now_s = trio.current_time()
+        now_s = monotonic()
         entry = EntryAttributes()
         mode, nlink, uid, gid, size, blocks, atime_ns, mtime_ns = self._view.stat(inode)
         entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid = mode, nlink, uid, gid
@@ -107,7 +106,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
             found = await self._names.find(self._tree.inode(parent_inode), name)
-            found.looked_up_at_s = trio.current_time()
+            found.looked_up_at_s = monotonic()
             return self._given(found)
         except OSError as error:
             if error.errno != errno.ENOENT or not self._times.kernel_negative_s:
@@ -382,7 +381,7 @@ class Operations(pyfuse3.Operations):
 
     @boundary
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        now_s = trio.current_time()
+        now_s = monotonic()
         if self._statvfs is None or self._statvfs[1] + STATVFS_LIFE_S < now_s:
             try:
                 self._statvfs = await self._names.statvfs(), now_s
@@ -412,7 +411,7 @@ class Operations(pyfuse3.Operations):
 
 def _pflags(flags: int) -> int:
     access = flags & os.O_ACCMODE
-    pflags = OpenFlag(0)
+    pflags = 0
     if access in (os.O_RDONLY, os.O_RDWR):
         pflags |= OpenFlag.READ
     if access in (os.O_WRONLY, os.O_RDWR):
@@ -423,4 +422,4 @@ def _pflags(flags: int) -> int:
         pflags |= OpenFlag.TRUNC
     if flags & os.O_EXCL:
         pflags |= OpenFlag.EXCL
-    return int(pflags)
+    return pflags

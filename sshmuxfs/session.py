@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import trio
 
@@ -66,7 +67,7 @@ class Link:
             async with self._opening:
                 if self._client is not None and self._client.lost is None:
                     return self._client
-                if trio.current_time() < self._next_attempt_s:
+                if monotonic() < self._next_attempt_s:
                     raise ChannelLost(self._refusal)
                 return await self._open_again()
         raise ChannelLost(f"no connection within {self._deadline_s:g} s")
@@ -76,7 +77,7 @@ class Link:
             return await self.start()
         except (SharingError, ChannelLost, RequestTimeout, StatusError, DecodeError, OSError) as error:
             self._refusal = f"no connection: {error}"
-            self._next_attempt_s = trio.current_time() + self._pause_s
+            self._next_attempt_s = monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             log.warning("no channel could be opened: %s", error)
             raise ChannelLost(self._refusal) from error

@@ -15,6 +15,7 @@ Imported by `sshmuxfs.errors` and `sshmuxfs.mount`.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -72,6 +73,7 @@ def _pass_on() -> None:
 def passing_on(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Have a handler pass the turn on when it first waits for something, and not at all if it never does."""
 
+    @functools.wraps(method)
     @coroutine
     def stepping(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, Any, T]:
         steps = method(*args, **kwargs)

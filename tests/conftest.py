@@ -40,6 +40,8 @@ def pytest_configure() -> None:
     processes.adopt_orphans()
     # Ended from outside, the run still ends what it started.
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts what runs in its background with SIGINT ignored, and so would be all that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

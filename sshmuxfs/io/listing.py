@@ -17,8 +17,7 @@ import logging
 import stat
 from collections import deque
 from collections.abc import Callable
-
-import trio
+from time import monotonic
 
 from mux.errors import printable
 from sshmuxfs.sftp import protocol as sftp
@@ -63,7 +62,7 @@ class Listing:
         self._handle: bytes | None = None
         self._under_way: deque[tuple[Pending, float, int]] = deque()
         self._depth = FIRST_DEPTH
-        self._started_s = trio.current_time()
+        self._started_s = monotonic()
         self._as_of = tree.begin_asking(inode)
         self._closed = False
         self._complaints = 0
@@ -78,7 +77,7 @@ class Listing:
 
     async def from_server(self, client: Client, path: bytes) -> None:
         """Open the directory on the server and ask for its first names. Raises as any request does."""
-        self._started_s, self._as_of = trio.current_time(), self._tree.changes
+        self._started_s, self._as_of = monotonic(), self._tree.changes
         self._handle = await client.call(sftp.Opendir(path))
         self._client = client
         self._ask_more()
@@ -122,7 +121,7 @@ class Listing:
         assert self._client is not None and self._handle is not None
         missing = self._depth - len(self._under_way)
         if missing > 0:
-            now_s, as_of = trio.current_time(), self._tree.changes
+            now_s, as_of = monotonic(), self._tree.changes
             for pending in self._client.submit(*[sftp.Readdir(self._handle)] * missing):
                 self._under_way.append((pending, now_s, as_of))
 

@@ -207,16 +207,17 @@ class ReadAhead:
             pending = piece.pending
             if pending is None:  # the channel ended before it could be asked for
                 raise self._client.lost_error()
+            if pending.done and pending.error is not None and not _is_end(pending.error):
+                # It failed before anyone came for it, perhaps long ago: who comes now has it asked anew.
+                self._ask_for_the_rest(piece)
+                continue
             try:
                 count = await self._client.wait(pending)
-            except StatusError as error:
-                if error.code != Status.EOF:
+            except Exception as error:
+                if not _is_end(error):
                     self.give_back()
                     raise
                 count = 0
-            except Exception:
-                self.give_back()
-                raise
             if piece.pending is not pending:
                 continue  # another reader of the same piece was first, and asked for the rest
             piece.received_bytes += count
@@ -224,9 +225,12 @@ class ReadAhead:
             if count == 0 or piece.received_bytes == length or piece.end == self._size():
                 piece.complete, piece.pending = True, None
             else:
-                rest = piece.view[piece.received_bytes :]
-                piece.pending = None  # counted; and asking may fail
-                (piece.pending,) = self._client.submit_reads(self._handle, [(piece.end, rest)])
+                self._ask_for_the_rest(piece)
+
+    def _ask_for_the_rest(self, piece: _Piece) -> None:
+        rest = piece.view[piece.received_bytes :]
+        piece.pending = None  # counted; and asking may fail
+        (piece.pending,) = self._client.submit_reads(self._handle, [(piece.offset + piece.received_bytes, rest)])
 
     async def _confirmed(self, offset: int, result: bytes | memoryview, size: int) -> bytes | memoryview:
         """The result of a read, if it is whole or the file ends there. Raises StatusError.
@@ -253,3 +257,8 @@ class ReadAhead:
         ]
         self._request(pieces)
         return await self._take((extent,), offset, offset + size)
+
+
+def _is_end(error: Exception) -> bool:
+    """Whether the server said that the file has ended."""
+    return isinstance(error, StatusError) and error.code == Status.EOF

@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Any
 
 import trio
@@ -92,7 +93,7 @@ class Client:
 
     async def serve(self) -> None:
         """Run the channel until it ends; then every waiter has been told. Never raises; does not close the stream."""
-        self._progress_at_s = trio.current_time()
+        self._progress_at_s = monotonic()
         reason = "closed"
         try:
             with self._scope:
@@ -165,7 +166,7 @@ class Client:
         return "the server or the connection ended it"
 
     def _received(self, count: int) -> None:
-        self._progress_at_s = now_s = trio.current_time()
+        self._progress_at_s = now_s = monotonic()
         exchange, pace = self._exchange, self.pace
         completed = exchange.bytes_received(count, now_s)
         for pending in completed:
@@ -185,7 +186,7 @@ class Client:
                 try:
                     await self._stream.wait_writable()
                     if self._push():
-                        self._progress_at_s = trio.current_time()
+                        self._progress_at_s = monotonic()
                 except (ConnectionLost, trio.ClosedResourceError) as error:
                     self.end(f"the connection was lost: {error}")
 
@@ -193,7 +194,7 @@ class Client:
         """Give up on requests that met silence for the deadline; late by an eighth of it at most."""
         while True:
             await trio.sleep(self.deadline_s / 8)
-            late = self._exchange.overdue(trio.current_time(), self._progress_at_s, self.deadline_s)
+            late = self._exchange.overdue(monotonic(), self._progress_at_s, self.deadline_s)
             if late:
                 log.warning("no answer for %g s: giving up on %d requests", self.deadline_s, len(late))
             for pending in late:
@@ -258,7 +259,7 @@ class Client:
     def submit(self, *requests: Request) -> list[Pending]:
         """Send the requests together, in order. Raises ChannelLost if the channel has ended."""
         self._check()
-        now_s = trio.current_time()
+        now_s = monotonic()
         pairs = [self._exchange.request(request, now_s) for request in requests]
         self._send([packet for _, packet in pairs])
         return [pending for pending, _ in pairs]
@@ -266,7 +267,7 @@ class Client:
     def submit_reads(self, handle: bytes, reads: Sequence[tuple[int, memoryview]]) -> list[Pending]:
         """Ask for each `(offset, sink)`, all in one send; each result is the number of bytes put into its sink."""
         self._check()
-        now_s = trio.current_time()
+        now_s = monotonic()
         pairs = [self._exchange.read(handle, offset, sink, now_s) for offset, sink in reads]
         self._send([packet for _, packet in pairs])
         return [pending for pending, _ in pairs]
@@ -274,7 +275,7 @@ class Client:
     def submit_write(self, handle: bytes, offset: int, pieces: Sequence[Buffer], length: int) -> Pending:
         """Write the `length` bytes of `pieces` at `offset`; the pieces are sent from where they lie, uncopied."""
         self._check()
-        pending, header = self._exchange.write(handle, offset, length, trio.current_time())
+        pending, header = self._exchange.write(handle, offset, length, monotonic())
         self._send([header, *pieces])
         return pending
 
@@ -302,7 +303,7 @@ class Client:
         Ends when it is there, when the kernel has another request for us, or after IN_PLACE_S; then the reader takes
         over.
         """
-        exchange, stream, now = self._exchange, self._stream, trio.current_time
+        exchange, stream, now = self._exchange, self._stream, monotonic
         until_s = now() + IN_PLACE_S
         try:
             while not pending.done and stream.poll_within(max(0.0, until_s - now()), *self.watched):
@@ -337,7 +338,7 @@ class Client:
     def close_nowait(self, handle: bytes) -> None:
         """Close a handle, soon; nobody waits for the answer, and a lost channel has closed it already."""
         if self.lost is None:
-            self._lazy.append(self._exchange.request(sftp.Close(handle), trio.current_time())[1])
+            self._lazy.append(self._exchange.request(sftp.Close(handle), monotonic())[1])
             self._lazy_event.set()
 
     async def lstat(self, path: bytes) -> Attributes:

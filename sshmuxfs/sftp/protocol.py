@@ -64,8 +64,8 @@ class Status(enum.IntEnum):
     OP_UNSUPPORTED = 8
 
 
-class OpenFlag(enum.IntFlag):
-    """SSH_FXF_* (draft section 6.3)."""
+class OpenFlag(enum.IntEnum):
+    """SSH_FXF_* (draft section 6.3); to be joined with `|`, which gives plain numbers."""
 
     READ = 0x01
     WRITE = 0x02
@@ -75,8 +75,8 @@ class OpenFlag(enum.IntFlag):
     EXCL = 0x20
 
 
-class AttrFlag(enum.IntFlag):
-    """SSH_FILEXFER_ATTR_* (draft section 5)."""
+class AttrFlag(enum.IntEnum):
+    """SSH_FILEXFER_ATTR_* (draft section 5); to be joined with `|`, which gives plain numbers."""
 
     SIZE = 0x01
     UIDGID = 0x02
@@ -162,7 +162,7 @@ class Limits(NamedTuple):
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _ALL_ATTRS = struct.Struct(">QIIIII")  # size, uid, gid, permissions, atime, mtime: what every OpenSSH server sends
-_ALL_FLAGS = int(AttrFlag.SIZE | AttrFlag.UIDGID | AttrFlag.PERMISSIONS | AttrFlag.ACMODTIME)
+_ALL_FLAGS = AttrFlag.SIZE | AttrFlag.UIDGID | AttrFlag.PERMISSIONS | AttrFlag.ACMODTIME
 
 
 def _put_string(value: bytes) -> bytes:
@@ -257,8 +257,9 @@ class Request:
 
     def encode(self, request_id: int) -> bytes:
         """Return the whole packet, length word included."""
-        values = [getattr(self, name) for name in self.__slots__]
-        body = b"".join(field.put(value) for field, value in zip(self.FIELDS, values, strict=True))
+        body = b"".join(
+            [field.put(getattr(self, name)) for name, field in zip(self.__slots__, self.FIELDS, strict=True)]
+        )
         if self.EXTENSION:
             body = _put_string(self.EXTENSION) + body
         return _HEADER.pack(5 + len(body), self.TYPE, request_id) + body

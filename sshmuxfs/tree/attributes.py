@@ -65,14 +65,9 @@ class View:
         local_uid, local_gid = self.identity.to_local(uid or 0, gid or 0)
         size = size or 0
         return Stat(
-            mode=mode & 0o177777,
-            nlink=inode.link_count,
-            uid=local_uid,
-            gid=local_gid,
-            size=size,
-            blocks=(size + BLOCK_BYTES - 1) // BLOCK_BYTES,
-            atime_ns=(atime or 0) * NS_PER_S,
-            mtime_ns=(mtime or 0) * NS_PER_S,
+            *(mode & 0o177777, inode.link_count, local_uid, local_gid),
+            *(size, (size + BLOCK_BYTES - 1) // BLOCK_BYTES),
+            *((atime or 0) * NS_PER_S, (mtime or 0) * NS_PER_S),
         )
 
 

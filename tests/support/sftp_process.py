@@ -205,6 +205,15 @@ class SftpProcess:
             self._child.wait(10)
 
 
+def in_namespace(directory: Path, script: str) -> SftpProcess:
+    """A server in a mount namespace of its own, in which `script` was run in `directory` first, as root."""
+    namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    return SftpProcess(
+        command=[*namespace, "--propagation", "private", "--", "sh", "-e", "-c", f'{script}\nexec "$0"'],
+        directory=directory,
+    )
+
+
 class Peer:
     """The other end of a channel, played by the test. `requests` are those received, by id, in order."""
 

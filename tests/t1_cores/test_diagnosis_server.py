@@ -19,7 +19,7 @@ from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import NO_ATTRIBUTES, Attributes, OpenFlag, Request, StatusError
 from tests.support import processes
-from tests.support.sftp_process import SftpProcess, in_trio, real_channel
+from tests.support.sftp_process import SftpProcess, in_namespace, in_trio, real_channel
 from tests.support.sshd import program
 
 LONG = b"n" * 256
@@ -259,15 +259,6 @@ async def test_without_privileges(open_directory: Path) -> None:
 # -- file systems of the server's own ---------------------------------------------------------------------------------
 
 
-def mounted(directory: Path, script: str) -> SftpProcess:
-    """A server in a mount namespace of its own, in which `script` was run in `directory` first."""
-    namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-    return SftpProcess(
-        command=[*namespace, "--propagation", "private", "--", "sh", "-e", "-c", f'{script}\nexec "$0"'],
-        directory=directory,
-    )
-
-
 @in_trio
 async def test_a_read_only_file_system(tmp_path: Path) -> None:
     top = os.fsencode(tmp_path / "ro")
@@ -279,7 +270,7 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
         ln -s file ro/link
         mount -o remount,ro ro
     """
-    async with real_channel(mounted(tmp_path, script)) as (client, _):
+    async with real_channel(in_namespace(tmp_path, script)) as (client, _):
         requests: dict[str, Request] = {
             "write": sftp.Open(top + b"/file", OpenFlag.WRITE, NO_ATTRIBUTES),
             "create": sftp.Open(top + b"/new", EXCLUSIVELY, NO_ATTRIBUTES),
@@ -307,7 +298,7 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
 async def test_a_full_file_system(tmp_path: Path) -> None:
     top = os.fsencode(tmp_path / "small")
     (tmp_path / "small").mkdir()
-    async with real_channel(mounted(tmp_path, "mount -t tmpfs -o size=64k,nr_inodes=4 none small")) as (client, _):
+    async with real_channel(in_namespace(tmp_path, "mount -t tmpfs -o size=64k,nr_inodes=4 none small")) as (client, _):
         handle = await client.open(top + b"/file", EXCLUSIVELY)
         free = await client.fstatvfs(handle)
         space_bytes = free.bavail * free.frsize
@@ -337,7 +328,7 @@ async def test_several_file_systems(tmp_path: Path) -> None:
         for name in one two ro; do mount -t tmpfs -o size=1m none $name; mkdir $name/dir; touch $name/file; done
         mount -o remount,ro ro
     """
-    async with real_channel(mounted(tmp_path, script)) as (client, _):
+    async with real_channel(in_namespace(tmp_path, script)) as (client, _):
         for old, new in ((b"/one/file", b"/two/new"), (b"/one/file", b"/two/file"), (b"/one/dir", b"/two/dir")):
             assert await found(client, sftp.PosixRename(top + old, top + new)) == "EXDEV"
         assert await found(client, sftp.PosixRename(top + b"/one/file", top + b"/ro/new")) == "EXDEV"

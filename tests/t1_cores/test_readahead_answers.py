@@ -166,7 +166,7 @@ async def test_a_read_that_fails_is_an_error_and_never_a_short_file(failing: int
 
 @in_trio
 async def test_an_error_behind_what_a_reader_asked_for_is_not_its_business() -> None:
-    """Fetched ahead, and failed: told only to the one who comes for it."""
+    """Fetched ahead, and failed: who comes for it has it asked anew, and is told what comes of that."""
     async with answering(3000) as (file, nursery):
         nursery.start_soon(file.take, "head", 0, 1000)
         asked = [(await file.peer.read())[0] for _ in range(3)]
@@ -174,10 +174,16 @@ async def test_an_error_behind_what_a_reader_asked_for_is_not_its_business() -> 
         await file.peer.send(replies.data(asked[0], CONTENT[:1000]), replies.data(asked[2], CONTENT[:1000]))
         await told(file, "head")
         assert file.answers["head"] == CONTENT[:1000]
-        await file.take("next", 1000, 1000)
+        for name, reply in (("next", replies.status), ("after", replies.data)):
+            nursery.start_soon(file.take, name, 1000, 1000)
+            request_id, offset, length = await file.peer.read()
+            assert (offset, length) == (1000, 1000)
+            await file.peer.send(reply(request_id, Status.FAILURE if reply is replies.status else b"x" * 1000))
+            await told(file, name)
         error = file.answers["next"]
         assert isinstance(error, StatusError)
-        assert error.code == Status.PERMISSION_DENIED
+        assert error.code == Status.FAILURE
+        assert file.answers["after"] == b"x" * 1000
 
 
 @in_trio

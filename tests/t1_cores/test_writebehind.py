@@ -215,7 +215,7 @@ async def test_a_full_bound_never_holds_who_has_nothing_under_way(tmp_path: Path
     """The bytes of another file that stalls must not stop this one for ever."""
     async with writing(tmp_path / "file") as file:
         dirty = Dirty(total_bytes=10)
-        dirty.add(1000)  # some other file's
+        dirty.used_bytes += 1000  # some other file's
         writer = WriteBehind(file.client, file.handle, dirty)
         for number in range(5):
             await writer.write(number, b"x")

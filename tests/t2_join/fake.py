@@ -1,6 +1,7 @@
-"""A control path of our own, with whatever a test puts behind it: raw bytes, or the server machine of the control protocol.
+"""A control path of our own, with whatever a test puts behind it: raw bytes, or the server machine of the protocol.
 
-Both ends run in one thread. So what a joining side sends without waiting for anything is all there when the other first looks.
+Both ends run in one thread. So what a joining side sends without waiting for anything is all there when the other first
+looks.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def listening(path: str, backlog: int = 8) -> Iterator[socket.socket]:
 async def master_at(
     path: str, handle: Callable[[Peer], Awaitable[None]] = Peer.serve, extensions: Extensions = (INFO_EXTENSION,)
 ) -> AsyncIterator[list[Peer]]:
-    """A control path where each client is handled by `handle`, all of them closed at the end. Gives the list of them."""
+    """A control path where each client is handled by `handle`, all closed at the end. Gives the list of them."""
     peers: list[Peer] = []
 
     async def accept(listener: socket.socket, nursery: trio.Nursery) -> None:

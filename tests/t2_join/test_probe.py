@@ -202,6 +202,7 @@ async def test_somebody_who_never_stops_talking(control_path: str) -> None:
     async def talk(peer: Peer) -> None:
         with trio.move_on_after(60):
             try:
+                await peer.write(encode(Hello()))
                 while True:
                     await peer.write(bytes.fromhex("00000008 7fffffff 00000000"))
             except OSError:

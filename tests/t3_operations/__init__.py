@@ -1,0 +1,1 @@
+"""The operations called directly, without a kernel, over the real sftp-server."""
