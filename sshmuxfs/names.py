@@ -31,9 +31,9 @@ from sshmuxfs.tree.cache import CacheTimes
 from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
 
 _MODE_BITS = 0o7777
-# git and make ask for one name after the other. Two may be chance; from the third on, one listing answers them all, as
+# git and make ask for one name after the other. One may be chance; from the second on, a listing answers them all, as
 # long as it takes no more than some ten replies of OpenSSH.
-WALK_AFTER = 3
+WALK_AFTER = 2
 WALK_NAMES = 1000
 # Longer than the kernel takes between the lookup and the open of its second attempt.
 _RETRY_S = 1.0

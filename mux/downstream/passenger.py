@@ -71,6 +71,8 @@ class Passenger:
         self._from_remote = from_remote
         self._stderr = stderr
         self._stderr_tail = b""
+        self._poll: select.poll | None = None  # for `poll_within`, with the descriptors it was made for
+        self._polled: tuple[int, ...] = ()
         self._ended = False
         self._exit_value: int | None = None
         # What is waited for while the session runs, and for its end. A socket that is closed leaves both by itself.
@@ -120,10 +122,11 @@ class Passenger:
         stream = self._from_remote.fileno()
         if stream < 0:
             raise ConnectionLost("the session is closed")
-        poll = select.poll()
-        for descriptor in (stream, *others):
-            poll.register(descriptor, select.POLLIN)
-        return any(descriptor == stream for descriptor, _ in poll.poll(timeout_s * 1000))
+        if self._polled != others or self._poll is None:
+            self._polled, self._poll = others, select.poll()
+            for descriptor in (stream, *others):
+                self._poll.register(descriptor, select.POLLIN)
+        return any(descriptor == stream for descriptor, _ in self._poll.poll(timeout_s * 1000))
 
     def send_nowait(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
         """Send from the front of `buffers` in one call, and return how many bytes were taken: 0 if it would block.

@@ -36,6 +36,13 @@ TEST_DEADLINE_S = 30.0
 Buffers = Sequence[bytes | bytearray | memoryview]
 
 
+async def eventually(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
+    """Return when it holds, for what nobody tells of. Raises TooSlowError."""
+    with trio.fail_after(within_s):
+        while not condition():
+            await trio.sleep(0.001)
+
+
 def in_trio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """Make a test of an async function, with a deadline for the whole of it."""
 
@@ -163,15 +170,10 @@ class SftpProcess:
         directory: Path | None = None,
     ) -> None:
         ours, theirs = _pairs()
+        stdin, stdout, stderr = (each.fileno() for each in theirs)
+        whole = [*command, sftp_server(), *arguments]
         try:
-            self._child = subprocess.Popen(
-                [*command, sftp_server(), *arguments],
-                stdin=theirs[0],
-                stdout=theirs[1],
-                stderr=theirs[2],
-                umask=umask,
-                cwd=directory,
-            )
+            self._child = subprocess.Popen(whole, stdin=stdin, stdout=stdout, stderr=stderr, umask=umask, cwd=directory)
         finally:
             for each in theirs:
                 each.close()
@@ -191,6 +193,11 @@ class SftpProcess:
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+
+    def open_paths(self) -> list[str]:
+        """What the server has open that has a path."""
+        links = (os.readlink(each) for each in Path(f"/proc/{self.pid}/fd").iterdir())
+        return [path for path in links if path.startswith("/")]
 
     def kill(self) -> None:
         """The server is dead when this returns."""
@@ -282,9 +289,15 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(stream: SessionStream, *, deadline_s: float = 10.0, **caps: int) -> AsyncIterator[Client]:
+async def serving(
+    stream: SessionStream,
+    *,
+    deadline_s: float = 10.0,
+    max_read_bytes: int | None = None,
+    max_write_bytes: int | None = None,
+) -> AsyncIterator[Client]:
     """A client on a stream, with its tasks running; not started yet."""
-    client = Client(stream, deadline_s=deadline_s, **caps)
+    client = Client(stream, deadline_s=deadline_s, max_read_bytes=max_read_bytes, max_write_bytes=max_write_bytes)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.serve)
         try:
@@ -295,11 +308,18 @@ async def serving(stream: SessionStream, *, deadline_s: float = 10.0, **caps: in
 
 @asynccontextmanager
 async def real_channel(
-    process: SftpProcess | None = None, *, deadline_s: float = 10.0, **caps: int
+    process: SftpProcess | None = None,
+    *,
+    deadline_s: float = 10.0,
+    max_read_bytes: int | None = None,
+    max_write_bytes: int | None = None,
 ) -> AsyncIterator[tuple[Client, SftpProcess]]:
     """A started client on a real sftp-server; its `Tap` holds nothing of the greetings."""
     with process or SftpProcess() as process:
-        async with serving(process.stream, deadline_s=deadline_s, **caps) as client:
+        channel = serving(
+            process.stream, deadline_s=deadline_s, max_read_bytes=max_read_bytes, max_write_bytes=max_write_bytes
+        )
+        async with channel as client:
             await client.start()
             process.stream.forget()
             yield client, process
@@ -307,11 +327,18 @@ async def real_channel(
 
 @asynccontextmanager
 async def scripted_channel(
-    greeting: bytes, *, deadline_s: float = 10.0, **caps: int
+    greeting: bytes,
+    *,
+    deadline_s: float = 10.0,
+    max_read_bytes: int | None = None,
+    max_write_bytes: int | None = None,
 ) -> AsyncIterator[tuple[Client, Peer]]:
     """A started client on a peer that greets with `greeting`, and so names no limits unless that offers them."""
     with Peer() as peer:
-        async with serving(peer.stream, deadline_s=deadline_s, **caps) as client, trio.open_nursery() as nursery:
+        channel = serving(
+            peer.stream, deadline_s=deadline_s, max_read_bytes=max_read_bytes, max_write_bytes=max_write_bytes
+        )
+        async with channel as client, trio.open_nursery() as nursery:
             nursery.start_soon(peer.greet, greeting)
             await client.start()
             peer.stream.forget()

@@ -231,7 +231,8 @@ def attributes(draw: st.DrawFn) -> Attributes:
     """Owner and group come together, and so do the two times: the wire has no other form."""
     owner = draw(st.none() | st.tuples(u32, u32)) or (None, None)
     times = draw(st.none() | st.tuples(u32, u32)) or (None, None)
-    return Attributes(draw(st.none() | u64), *owner, draw(st.none() | u32), *times)
+    size, permissions = draw(st.none() | u64), draw(st.none() | u32)
+    return Attributes(size, owner[0], owner[1], permissions, times[0], times[1])
 
 
 @st.composite

@@ -24,7 +24,7 @@ from sshmuxfs.sftp.client import (
     describe,
 )
 from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Request, Status, StatusError
-from tests.support.sftp_process import Peer, SftpProcess, in_trio, real_channel, scripted_channel, serving
+from tests.support.sftp_process import Peer, SftpProcess, eventually, in_trio, real_channel, scripted_channel, serving
 from tests.t1_cores import replies
 
 LIMITS = [(b"limits@openssh.com", b"1")]
@@ -89,7 +89,7 @@ async def test_a_server_that_refuses_to_tell_its_limits_is_given_small_requests(
     ("greeting", "message"),
     [
         (replies.version(2), "speaks SFTP version 2"),
-        (b"Welcome!\r\n" * 3, "did not speak SFTP.*Welcome"),
+        (b"Welcome!\r\n" * 3, r"did not speak SFTP.*Welcome"),
         (replies.status(0), "did not speak SFTP"),
     ],
 )
@@ -118,7 +118,7 @@ async def test_a_server_that_hangs_up_instead_of_a_greeting() -> None:
 async def test_a_server_that_says_nothing_at_all() -> None:
     with Peer() as peer:
         async with serving(peer.stream, deadline_s=0.1) as client:
-            with pytest.raises(RequestTimeout, match="sent nothing for 0.1 s"):
+            with pytest.raises(RequestTimeout, match=r"sent nothing for 0\.1 s"):
                 await client.start()
 
 
@@ -243,7 +243,9 @@ async def test_a_waiter_that_is_cancelled_leaves_the_channel_whole() -> None:
 @in_trio
 async def test_a_close_goes_out_with_the_next_request_or_soon(tmp_path: Path) -> None:
     async with real_channel() as (client, process):
-        opens = [sftp.Open(os.fsencode(tmp_path / name), OpenFlag.WRITE | OpenFlag.CREAT, Attributes()) for name in "ab"]
+        opens = [
+            sftp.Open(os.fsencode(tmp_path / name), OpenFlag.WRITE | OpenFlag.CREAT, Attributes()) for name in "ab"
+        ]
         handles = [await client.call(request) for request in opens]
         process.stream.forget()
         client.close_nowait(handles[0])
@@ -253,9 +255,7 @@ async def test_a_close_goes_out_with_the_next_request_or_soon(tmp_path: Path) ->
         assert process.stream.sends == 1
         process.stream.forget()
         client.close_nowait(handles[1])
-        with trio.fail_after(20 * LAZY_S):
-            while not process.stream.sent:
-                await trio.sleep(LAZY_S / 5)
+        await eventually(lambda: process.stream.sent, within_s=20 * LAZY_S)
         assert process.stream.requests() == [sftp.Close(handles[1])]
 
 
@@ -344,9 +344,7 @@ async def all_hear_of_it(client: Client, end: Callable[[], object], message: str
             nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         end()
-        with trio.fail_after(1):
-            while len(heard) < 5:
-                await trio.sleep(0.001)
+        await eventually(lambda: len(heard) == 5, within_s=1)
     assert all(message in each for each in heard)
     for _ in range(2):
         with pytest.raises(ChannelLost):

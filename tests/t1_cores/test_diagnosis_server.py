@@ -94,13 +94,19 @@ CALLS: dict[str, tuple[Callable[[bytes], Request], Callable[[bytes], object]]] =
     ),
     "list a file": (lambda top: sftp.Opendir(top + b"/file"), lambda top: os.listdir(top + b"/file")),
     "list nothing": (lambda top: sftp.Opendir(top + b"/none"), lambda top: os.listdir(top + b"/none")),
-    "mkdir over a directory": (lambda top: sftp.Mkdir(top + b"/dir", NO_ATTRIBUTES), lambda top: os.mkdir(top + b"/dir")),
+    "mkdir over a directory": (
+        lambda top: sftp.Mkdir(top + b"/dir", NO_ATTRIBUTES),
+        lambda top: os.mkdir(top + b"/dir"),
+    ),
     "mkdir over a file": (lambda top: sftp.Mkdir(top + b"/file", NO_ATTRIBUTES), lambda top: os.mkdir(top + b"/file")),
     "mkdir below nothing": (
         lambda top: sftp.Mkdir(top + b"/none/x", NO_ATTRIBUTES),
         lambda top: os.mkdir(top + b"/none/x"),
     ),
-    "mkdir a long name": (lambda top: sftp.Mkdir(top + b"/" + LONG, NO_ATTRIBUTES), lambda top: os.mkdir(top + b"/" + LONG)),
+    "mkdir a long name": (
+        lambda top: sftp.Mkdir(top + b"/" + LONG, NO_ATTRIBUTES),
+        lambda top: os.mkdir(top + b"/" + LONG),
+    ),
     "symlink over a file": (
         lambda top: sftp.Symlink(b"t", top + b"/file"),
         lambda top: os.symlink(b"t", top + b"/file"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -167,7 +166,7 @@ def test_reads_of_no_bytes_at_the_end_and_of_an_empty_sink() -> None:
 
 
 def test_only_headers_of_a_stream_of_reads_go_through_the_packet_buffer() -> None:
-    """20 blocks answered in order by a stream that is always full: each byte of payload is received where it belongs."""
+    """20 blocks answered in order by a stream that is always full: each byte is received where it belongs."""
     exchange = greeted()
     buffers = [bytearray(BLOCK_BYTES) for _ in range(20)]
     for number, buffer in enumerate(buffers):

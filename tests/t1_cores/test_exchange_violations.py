@@ -21,6 +21,11 @@ class GaveUp(Exception):
     """What the waiter of an abandoned request is told."""
 
 
+def deliver(exchange: Exchange, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        Stream(exchange).deliver(chunk)
+
+
 def asking() -> tuple[Exchange, list[Pending], bytearray]:
     """An exchange with a LSTAT (0), a READ of 8 bytes (1) and a REMOVE (2) under way."""
     exchange = greeted()
@@ -66,8 +71,7 @@ def test_a_broken_reply_ends_the_channel_in_every_shape(reply: bytes) -> None:
     for chunks in every_way(reply):
         exchange, asked, _ = asking()
         with pytest.raises(ProtocolViolation):
-            for chunk in chunks:
-                Stream(exchange).deliver(chunk)
+            deliver(exchange, chunks)
         exchange.fail_all(GaveUp)
         assert all(pending.done for pending in asked), "someone would wait for ever"
 
@@ -102,8 +106,7 @@ def test_a_greeting_that_is_none(greeting: bytes, message: str) -> None:
     for chunks in every_way(greeting):
         exchange = Exchange()
         with pytest.raises(ProtocolViolation, match=message) as caught:
-            for chunk in chunks:
-                Stream(exchange).deliver(chunk)
+            deliver(exchange, chunks)
         assert "\x1b" not in str(caught.value)
         assert "\x07" not in str(caught.value)
 
@@ -195,8 +198,7 @@ def test_a_server_that_leaves_thousands_unanswered_has_broken_the_protocol() -> 
 
 def settled_or_refused(exchange: Exchange, asked: list[Pending], chunks: list[bytes]) -> None:
     try:
-        for chunk in chunks:
-            Stream(exchange).deliver(chunk)
+        deliver(exchange, chunks)
     except ProtocolViolation:
         pass
     exchange.fail_all(GaveUp)

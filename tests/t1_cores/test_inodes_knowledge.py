@@ -54,7 +54,7 @@ def test_a_change_to_one_file_leaves_answers_about_others_believed() -> None:
 
 
 def test_an_old_answer_about_the_kind_does_not_take_the_name_from_what_was_just_made() -> None:
-    tree, a = known()
+    tree, _ = known()
     as_of = tree.changes
     tree.remove(tree.root, b"a")
     made = tree.add(tree.root, b"a")
@@ -68,7 +68,7 @@ def test_an_old_answer_about_the_kind_does_not_take_the_name_from_what_was_just_
 
 
 def test_a_late_answer_does_not_bring_back_what_was_removed() -> None:
-    tree, a = known()
+    tree, _ = known()
     with tree.asking(tree.root) as as_of:
         tree.remove(tree.root, b"a")
         assert tree.learn(tree.root, b"a", FILE, 2.0, as_of) is None
@@ -77,7 +77,7 @@ def test_a_late_answer_does_not_bring_back_what_was_removed() -> None:
 
 
 def test_a_late_answer_does_not_bring_back_what_was_moved_away() -> None:
-    tree, a = known()
+    tree, _ = known()
     with tree.asking(tree.root) as as_of:
         tree.rename(tree.root, b"a", tree.root, b"b")
         assert tree.learn(tree.root, b"a", FILE, 2.0, as_of) is None

@@ -154,7 +154,7 @@ def test_a_renamed_directory_takes_what_is_below_it_along() -> None:
 
 
 def test_what_stood_at_the_new_name_is_gone_but_stays_while_referred_to() -> None:
-    tree, d, e, f = grown()
+    tree, _, e, f = grown()
     other = learn(tree, e, b"other")
     tree.refer(other)
     tree.rename(e, b"other", e, b"f")
@@ -177,7 +177,7 @@ def test_a_name_moved_onto_itself_or_onto_another_name_of_the_same_file_stays() 
 
 
 def test_moving_what_is_not_known_leaves_nothing_believed_of_the_new_place() -> None:
-    tree, d, e, f = grown()
+    tree, d, e, _ = grown()
     tree.learn_complete(d, {b"e"}, 5.0, tree.changes)
     assert tree.is_absent(d, b"new", 6.0, 20.0)
     tree.rename(e, b"unknown", d, b"new")
@@ -216,7 +216,7 @@ def test_a_hard_link_can_be_renamed_whichever_name_it_is() -> None:
 
 
 def test_a_link_replaces_what_was_known_under_its_name() -> None:
-    tree, d, e, f = grown()
+    tree, d, _, f = grown()
     old = learn(tree, d, b"old")
     tree.refer(old)
     tree.link(f, d, b"old")
@@ -260,7 +260,7 @@ def test_removing_what_is_not_known_is_no_error() -> None:
 
 
 def test_a_name_made_anew_is_another_file() -> None:
-    tree, d, e, f = grown()
+    tree, _, e, f = grown()
     again = tree.add(e, b"f")
     assert again is not f
     assert again.number != f.number

@@ -43,7 +43,7 @@ def test_no_time_at_all_is_no_division_by_zero() -> None:
     assert pace.rate_bytes_per_s == pytest.approx(1000 / 1e-6)
 
 
-def rates(samples: list[tuple[float, int]]) -> list[float]:
+def rates(samples: list[tuple[float, int]]) -> list[int]:
     """The rate after each sample of (time, bytes in the second before it)."""
     pace = Pace()
     seen = []
@@ -67,7 +67,7 @@ def rates(samples: list[tuple[float, int]]) -> list[float]:
         ([(100, 900), (106, 800), (1000, 7)], [900, 900, 7]),
     ],
 )
-def test_what_was_not_seen_again_is_forgotten(samples: list[tuple[float, int]], seen: list[float]) -> None:
+def test_what_was_not_seen_again_is_forgotten(samples: list[tuple[float, int]], seen: list[int]) -> None:
     assert rates(samples) == seen
 
 

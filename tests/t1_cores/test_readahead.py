@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,11 +48,14 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(path: Path, *, total_bytes: int = plan.READ_BUDGET_BYTES, **caps: int) -> AsyncIterator[Opened]:
-    async with real_channel(**caps) as (client, process):
+async def opened(
+    path: Path, *, total_bytes: int = plan.READ_BUDGET_BYTES, max_read_bytes: int | None = None
+) -> AsyncIterator[Opened]:
+    async with real_channel(max_read_bytes=max_read_bytes) as (client, process):
         handle = await client.open(str(path).encode(), sftp.OpenFlag.READ)
         process.stream.forget()
-        yield Opened(client, process, handle, path.stat().st_size, Budget(total_bytes))
+        size = os.stat(path).st_size
+        yield Opened(client, process, handle, size, Budget(total_bytes))
 
 
 def made(path: Path, size: int) -> bytes:
@@ -131,9 +135,7 @@ async def test_without_reading_ahead_every_read_is_its_own(tmp_path: Path) -> No
     async with opened(tmp_path / "file") as file:
         reader = file.another(ahead=False)
         assert await read_through(reader, 100 * KIB) == content
-        assert [each for each in file.asked() if each[0] < 300 * KIB] == [
-            (at * KIB, 100 * KIB) for at in (0, 100, 200)
-        ]
+        assert [each for each in file.asked() if each[0] < 300 * KIB] == [(at * KIB, 100 * KIB) for at in (0, 100, 200)]
 
 
 @in_trio

@@ -14,7 +14,7 @@ from sshmuxfs.io.readahead import ReadAhead
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
 from sshmuxfs.sftp.protocol import Attributes, Status, StatusError
-from tests.support.sftp_process import Peer, in_trio, scripted_channel
+from tests.support.sftp_process import Peer, eventually, in_trio, scripted_channel
 from tests.t1_cores import replies
 
 SAFE_BYTES = 32 * KIB  # of one READ, where the server names no limit
@@ -39,7 +39,6 @@ class Answering:
         except Exception as error:
             self.answers[name] = error
 
-
     async def tell_size(self, size: int) -> None:
         """Answer the question how long the file is, which has to come next."""
         request_id, request = await self.peer.request()
@@ -51,19 +50,15 @@ class Answering:
 async def answering(
     known_bytes: int, *, block_bytes: int = 1000, deadline_s: float = 10.0
 ) -> AsyncIterator[tuple[Answering, trio.Nursery]]:
-    async with scripted_channel(replies.version(), max_read_bytes=block_bytes, deadline_s=deadline_s) as (client, peer):
-        async with trio.open_nursery() as nursery:
-            yield Answering(client, peer, known_bytes), nursery
-            with trio.fail_after(5):
-                await trio.testing.wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
+    channel = scripted_channel(replies.version(), max_read_bytes=block_bytes, deadline_s=deadline_s)
+    async with channel as (client, peer), trio.open_nursery() as nursery:
+        yield Answering(client, peer, known_bytes), nursery
+        nursery.cancel_scope.cancel()
 
 
 async def told(file: Answering, *names: str) -> None:
     """Wait until these have their answer."""
-    with trio.fail_after(5):
-        while not all(name in file.answers for name in names):
-            await trio.sleep(0.001)
+    await eventually(lambda: all(name in file.answers for name in names))
 
 
 @in_trio
@@ -103,7 +98,9 @@ async def test_the_servers_word_that_it_ends_within_the_known_size_is_the_end(co
         assert [(offset, length) for _, offset, length in asked] == [(0, 1000), (1000, 1000), (2000, 1000)]
         first, second, third = (request_id for request_id, _, _ in asked)
         if count:
-            await file.peer.send(replies.data(first, CONTENT[:1000]), replies.data(second, CONTENT[1000 : 1000 + count]))
+            await file.peer.send(
+                replies.data(first, CONTENT[:1000]), replies.data(second, CONTENT[1000 : 1000 + count])
+            )
             await file.peer.send(replies.status(third, Status.EOF))
             rest_id, offset, length = await file.peer.read()
             assert (offset, length) == (1000 + count, 1000 - count)
@@ -145,23 +142,26 @@ async def test_an_end_where_the_file_is_known_to_end_takes_no_question() -> None
 @in_trio
 async def test_a_read_that_fails_is_an_error_and_never_a_short_file(failing: int) -> None:
     async with answering(3000) as (file, nursery):
+        broken = True
+
+        async def answer() -> None:
+            while True:
+                request_id, offset, length = await file.peer.read()
+                good = replies.data(request_id, CONTENT[offset : offset + length])
+                bad = replies.status(request_id, Status.FAILURE)
+                await file.peer.send(bad if broken and offset == failing * 1000 else good)
+
+        nursery.start_soon(answer)
         nursery.start_soon(file.take, "first", 0, 3000)
-        for number in range(3):
-            request_id, offset, length = await file.peer.read()
-            good = replies.data(request_id, CONTENT[offset : offset + length])
-            await file.peer.send(replies.status(request_id, Status.FAILURE) if number == failing else good)
         await told(file, "first")
         error = file.answers["first"]
         assert isinstance(error, StatusError)
         assert error.code == Status.FAILURE
         assert file.budget.used_bytes == 0
-        # And it is asked anew, not remembered.
+        broken = False
         nursery.start_soon(file.take, "again", 0, 3000)
-        for _ in range(3):
-            request_id, offset, length = await file.peer.read()
-            await file.peer.send(replies.data(request_id, CONTENT[offset : offset + length]))
         await told(file, "again")
-        assert file.answers["again"] == CONTENT[:3000]
+        assert file.answers["again"] == CONTENT[:3000], "asked anew, not remembered"
 
 
 @in_trio
@@ -174,11 +174,12 @@ async def test_an_error_behind_what_a_reader_asked_for_is_not_its_business() -> 
         await file.peer.send(replies.data(asked[0], CONTENT[:1000]), replies.data(asked[2], CONTENT[:1000]))
         await told(file, "head")
         assert file.answers["head"] == CONTENT[:1000]
-        for name, reply in (("next", replies.status), ("after", replies.data)):
+        for name in ("next", "after"):
             nursery.start_soon(file.take, name, 1000, 1000)
             request_id, offset, length = await file.peer.read()
             assert (offset, length) == (1000, 1000)
-            await file.peer.send(reply(request_id, Status.FAILURE if reply is replies.status else b"x" * 1000))
+            failed, came = replies.status(request_id, Status.FAILURE), replies.data(request_id, b"x" * 1000)
+            await file.peer.send(failed if name == "next" else came)
             await told(file, name)
         error = file.answers["next"]
         assert isinstance(error, StatusError)
@@ -289,9 +290,7 @@ async def test_a_channel_that_dies_between_two_reads_of_a_run() -> None:
             await file.peer.send(replies.data(request_id, bytes(length)))
         await told(file, "head")
         file.peer.hang_up()
-        with trio.fail_after(5):
-            while file.client.lost is None:
-                await trio.sleep(0.001)
+        await eventually(lambda: file.client.lost is not None)
         for number in range(3):
             await file.take(f"beyond {number}", 90_000, 20_000)
             await file.take(f"elsewhere {number}", 200_000, 1000)

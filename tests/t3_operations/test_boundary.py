@@ -23,9 +23,9 @@ from sshmuxfs.sftp.exchange import ProtocolViolation
 from sshmuxfs.sftp.protocol import DecodeError, Status, StatusError
 from sshmuxfs.tree.attributes import BadAttributes
 from sshmuxfs.tree.identity import Unmappable
-from sshmuxfs.tree.inodes import Gone
+from sshmuxfs.tree.inodes import ROOT_NUMBER, Gone
 from tests.support.sftp_process import in_trio
-from tests.t3_operations.world import CTX, ROOT_NUMBER, refused, world
+from tests.t3_operations.world import CTX, refused, world
 
 EXPECTED: list[tuple[Exception, int]] = [
     (FUSEError(errno.EXDEV), errno.EXDEV),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sshmuxfs.tree.inodes import ROOT_NUMBER
 from tests.support.sftp_process import in_trio
-from tests.t3_operations.world import CTX, ROOT_NUMBER, Reply, World, in_still_time, refused, world
+from tests.t3_operations.world import CTX, Reply, World, refused, world
 
 
 def fill(directory: Path, names: Iterable[str]) -> set[bytes]:
@@ -179,10 +180,10 @@ async def test_a_removed_directory_that_is_open_is_empty(tmp_path: Path) -> None
         await w.operations.releasedir(handle)
 
 
-@in_still_time
+@in_trio
 async def test_a_directory_removed_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("dir")
         (tmp_path / "dir").rmdir()
         assert await refused(opened(w, number)) == "ENOENT"
@@ -190,10 +191,10 @@ async def test_a_directory_removed_elsewhere(tmp_path: Path) -> None:
         assert await refused(w.getattr(number)) == "ESTALE"
 
 
-@in_still_time
+@in_trio
 async def test_a_listing_is_believed_for_its_time(tmp_path: Path) -> None:
     fill(tmp_path, ["a"])
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         assert await w.list() == {b"a"}
         fill(tmp_path, ["b"])
         w.asked()

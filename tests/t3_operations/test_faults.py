@@ -14,9 +14,11 @@ import trio.testing
 from mux.downstream.passenger import SessionStream
 from mux.errors import ConnectionLost, ExitCode, JoinError
 from sshmuxfs.session import FIRST_PAUSE_S
-from tests.support.sftp_process import Peer, SftpProcess, in_trio
+from sshmuxfs.sftp.client import Client
+from sshmuxfs.tree.inodes import ROOT_NUMBER
+from tests.support.sftp_process import Peer, SftpProcess, eventually, in_trio
 from tests.t1_cores import replies
-from tests.t3_operations.world import CTX, ROOT_NUMBER, World, in_still_time, refused, world
+from tests.t3_operations.world import CTX, World, refused, world
 
 ENDED = "the channel ended"
 AGAIN = "a new channel is open"
@@ -35,10 +37,13 @@ async def outcomes(w: World, calls: list[Awaitable[Any]], happens: Callable[[], 
         await trio.testing.wait_all_tasks_blocked()
         assert found == []
         happens()
-        with trio.fail_after(1):
-            while len(found) < len(calls):
-                await trio.sleep(0.001)
+        await eventually(lambda: len(found) == len(calls), within_s=1)
     return found
+
+
+async def lost(client: Client) -> None:
+    """Wait until the channel has noticed its end."""
+    await eventually(lambda: client.lost is not None)
 
 
 @in_trio
@@ -117,9 +122,7 @@ async def test_a_new_channel_is_opened_once_for_all_who_need_it(
     async with world(tmp_path) as w:
         w.process.kill()
         client = await w.link.client()
-        with trio.fail_after(5):
-            while client.lost is None:
-                await trio.sleep(0.001)
+        await lost(client)
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 nursery.start_soon(refused, w.lookup(f"name{number}"))
@@ -136,9 +139,9 @@ async def test_a_channel_can_die_again_and_again(tmp_path: Path, allow_log: Call
         for turn in range(10):
             w.process.kill()
             w.tree.distrust(w.tree.root, b"file")
-            with trio.fail_after(5):
-                while await refused(w.lookup("file")) != "it was not refused":
-                    await trio.sleep(0.001)
+            client = await w.link.client()
+            await lost(client)
+            await w.lookup("file")
             assert len(w.processes) == turn + 2
 
 
@@ -175,8 +178,8 @@ async def test_a_change_whose_outcome_is_unknown_is_asked_for(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(name)
     async with world(tmp_path, deadline_s=0.3) as w:
-        for name in await w.list():
-            await w.lookup(os.fsdecode(name))
+        for known in await w.list():
+            await w.lookup(os.fsdecode(known))
         assert await refused(w.lookup("new")) == "ENOENT"
         w.process.pause()
         calls: list[Awaitable[Any]] = [
@@ -231,9 +234,7 @@ async def is_lost(w: World) -> None:
     """The server dies, and the channel has noticed."""
     client = await w.link.client()
     w.process.kill()
-    with trio.move_on_after(5):
-        while client.lost is None:
-            await trio.lowlevel.checkpoint()
+    await lost(client)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ async def is_lost(w: World) -> None:
         ConnectionRefusedError(111, "refused"),
     ],
 )
-@in_still_time
+@in_trio
 async def test_without_a_connection_everybody_is_refused_at_once_and_few_attempts_are_made(
     tmp_path: Path, error: Exception, expect_log: Callable[[str], None]
 ) -> None:
@@ -253,7 +254,7 @@ async def test_without_a_connection_everybody_is_refused_at_once_and_few_attempt
     expect_log(AGAIN)
     (tmp_path / "file").touch()
     opening = Broken(error)
-    async with world(tmp_path, open_stream=opening) as w:
+    async with world(tmp_path, still=True, open_stream=opening) as w:
         assert opening.attempts == 1
         await is_lost(w)
         opening.works = False

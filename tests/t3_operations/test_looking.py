@@ -14,7 +14,7 @@ from sshmuxfs.tree.identity import IdentityMap, IdRule
 from sshmuxfs.tree.inodes import ROOT_NUMBER, Gone
 from sshmuxfs.tree.symlinks import SymlinkPolicy
 from tests.support.sftp_process import in_trio
-from tests.t3_operations.world import CTX, NS, in_still_time, refused, world
+from tests.t3_operations.world import CTX, NS, refused, world
 
 
 @in_trio
@@ -57,7 +57,7 @@ async def test_numbers_are_stable_and_different(tmp_path: Path) -> None:
 async def test_the_kernels_references_are_counted_exactly(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with world(tmp_path) as w:
-        number = [await w.number("file") for _ in range(5)][0]
+        (number,) = {await w.number("file") for _ in range(5)}
         assert w.inode(number).lookups == 5
         await w.operations.forget([(number, 2), (number, 2)])
         assert w.inode(number).lookups == 1
@@ -97,11 +97,11 @@ async def test_an_unknown_number_is_stale(tmp_path: Path) -> None:
         assert await refused(w.open(12345)) == "ESTALE"
 
 
-@in_still_time
+@in_trio
 async def test_what_is_fresh_is_not_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("file")
         assert w.asked() == ["Lstat"]
         path.write_bytes(b"newer")
@@ -116,11 +116,11 @@ async def test_what_is_fresh_is_not_asked_for(tmp_path: Path) -> None:
         assert w.asked() == ["Lstat"]
 
 
-@in_still_time
+@in_trio
 async def test_without_caches_everything_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     none = CacheTimes(stat_s=0.0, link_s=0.0, dir_s=0.0, negative_s=0.0)
-    async with world(tmp_path, times=none) as w:
+    async with world(tmp_path, still=True, times=none) as w:
         entry = await w.lookup("file")
         assert (entry.attr_timeout, entry.entry_timeout) == (0.0, 0.0)
         (tmp_path / "file").write_bytes(b"newer")
@@ -133,9 +133,9 @@ async def test_without_caches_everything_is_asked_for(tmp_path: Path) -> None:
         await w.lookup("none")
 
 
-@in_still_time
+@in_trio
 async def test_absence_is_remembered_for_a_while(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         for _ in range(3):
             assert await refused(w.lookup("file")) == "ENOENT"
         assert w.asked() == ["Lstat"]
@@ -177,10 +177,10 @@ async def test_a_name_too_long_is_not_asked_for(tmp_path: Path) -> None:
         assert await refused(w.lookup("n" * 255)) == "ENOENT"
 
 
-@in_still_time
+@in_trio
 async def test_a_file_removed_elsewhere_is_stale(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("file")
         (tmp_path / "file").unlink()
         w.jump(30)
@@ -188,10 +188,10 @@ async def test_a_file_removed_elsewhere_is_stale(tmp_path: Path) -> None:
         assert await refused(w.lookup("file")) == "ENOENT"
 
 
-@in_still_time
+@in_trio
 async def test_a_file_that_became_a_directory_elsewhere_is_another(tmp_path: Path) -> None:
     (tmp_path / "thing").touch()
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("thing")
         (tmp_path / "thing").unlink()
         (tmp_path / "thing").mkdir()
@@ -203,11 +203,11 @@ async def test_a_file_that_became_a_directory_elsewhere_is_another(tmp_path: Pat
         assert await refused(w.open(number)) == "ESTALE"
 
 
-@in_still_time
+@in_trio
 async def test_a_file_that_became_another_is_noticed_when_it_is_opened(tmp_path: Path) -> None:
     """Within the time its attributes are believed."""
     (tmp_path / "thing").touch()
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("thing")
         (tmp_path / "thing").unlink()
         (tmp_path / "thing").mkdir()
@@ -237,12 +237,12 @@ async def test_who_may_execute(tmp_path: Path) -> None:
             assert await w.operations.access(number, os.F_OK, CTX) is True
 
 
-@in_still_time
+@in_trio
 async def test_a_link_target_is_asked_for_once_and_judged(tmp_path: Path) -> None:
     (tmp_path / "inside").symlink_to("some/where")
     (tmp_path / "absolute").symlink_to("/etc/passwd")
     (tmp_path / "above").symlink_to("../x")
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         number = await w.number("inside")
         w.asked()
         for _ in range(3):
@@ -254,7 +254,7 @@ async def test_a_link_target_is_asked_for_once_and_judged(tmp_path: Path) -> Non
         for name in ("absolute", "above"):
             assert await refused(w.operations.readlink(await w.number(name), CTX)) == "EPERM"
     free = SymlinkPolicy(contain=False, transform=False, base=os.fsencode(tmp_path))
-    async with world(tmp_path, symlinks=free) as w:
+    async with world(tmp_path, still=True, symlinks=free) as w:
         assert await w.operations.readlink(await w.number("absolute"), CTX) == b"/etc/passwd"
 
 
@@ -271,9 +271,9 @@ async def test_links_shown_as_what_they_lead_to(tmp_path: Path) -> None:
         assert await w.list() == {b"file", b"link", b"dangling"}
 
 
-@in_still_time
+@in_trio
 async def test_the_size_of_the_file_system(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with world(tmp_path, still=True) as w:
         real = os.statvfs(tmp_path)
         told = await w.operations.statfs(CTX)
         assert (told.f_bsize, told.f_frsize, told.f_blocks) == (real.f_bsize, real.f_frsize, real.f_blocks)

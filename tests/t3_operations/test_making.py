@@ -12,8 +12,9 @@ import pytest
 
 from sshmuxfs.operations import Manners
 from sshmuxfs.sftp import protocol as sftp
+from sshmuxfs.tree.inodes import ROOT_NUMBER
 from tests.support.sftp_process import SftpProcess, in_trio
-from tests.t3_operations.world import CTX, ROOT_NUMBER, World, refused, world
+from tests.t3_operations.world import CTX, World, refused, world
 
 MODES = [0o644, 0o600, 0o777, 0o666, 0o444, 0o200, 0o000, 0o755, 0o1644]
 UMASKS = [0o022, 0o077, 0o000]

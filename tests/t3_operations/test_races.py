@@ -7,6 +7,7 @@ shuffles who runs first.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import pytest
 import trio
 import trio.testing
 
+from sshmuxfs.tree.inodes import ROOT_NUMBER
 from tests.support.sftp_process import in_trio
-from tests.t3_operations.world import CTX, ROOT_NUMBER, World, refused, world
+from tests.t3_operations.world import CTX, World, refused, world
 
 TIMES = 40
 
 
 async def together(w: World, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Have all sent in this order while the server does nothing, and give what each came to: its result or its errno."""
+    """Have all sent in this order while the server does nothing; what each came to: its result, or what it raised."""
     outcomes: list[Any] = [None] * len(calls)
 
     async def run(number: int, call: Callable[[], Awaitable[Any]]) -> None:
@@ -49,9 +51,9 @@ async def test_an_answer_of_before_does_not_bring_back_what_was_removed(tmp_path
             w.tree.touch(w.inode(entry.st_ino))
             await together(
                 w,
-                lambda number=entry.st_ino: w.getattr(number),
-                lambda name=name: w.lookup(name),
-                lambda name=name: w.operations.unlink(ROOT_NUMBER, name.encode(), CTX),
+                partial(w.getattr, entry.st_ino),
+                partial(w.lookup, name),
+                partial(w.operations.unlink, ROOT_NUMBER, name.encode(), CTX),
             )
             assert await refused(w.lookup(name)) == "ENOENT", turn
 
@@ -66,11 +68,9 @@ async def test_a_question_that_crosses_a_rename_does_no_harm_to_the_inode(tmp_pa
             w.tree.touch(w.inode(number))
             outcomes = await together(
                 w,
-                lambda: w.getattr(number),
-                lambda old=old, new=new: w.operations.rename(
-                    ROOT_NUMBER, old.encode(), ROOT_NUMBER, new.encode(), 0, CTX
-                ),
-                lambda: w.getattr(number),
+                partial(w.getattr, number),
+                partial(w.operations.rename, ROOT_NUMBER, old.encode(), ROOT_NUMBER, new.encode(), 0, CTX),
+                partial(w.getattr, number),
             )
             assert not any(isinstance(outcome, Exception) for outcome in outcomes), (turn, outcomes)
             assert await w.number(new) == number, turn
@@ -92,8 +92,8 @@ async def test_a_listing_that_crosses_changes_shows_them_afterwards(tmp_path: Pa
             await together(
                 w,
                 w.list,
-                lambda removed=removed: w.operations.unlink(ROOT_NUMBER, removed.encode(), CTX),
-                lambda made=made: w.create(made),
+                partial(w.operations.unlink, ROOT_NUMBER, removed.encode(), CTX),
+                partial(w.create, made),
             )
             expected = expected - {removed} | {made}
             assert {name.decode() for name in await w.list()} == expected, turn
@@ -108,9 +108,9 @@ async def test_writes_and_a_truncation_in_order(tmp_path: Path) -> None:
         for turn in range(TIMES):
             outcomes = await together(
                 w,
-                lambda: w.operations.write(handle, 0, bytes(1000)),
-                lambda: w.setattr(entry.st_ino, size=10, fh=handle),
-                lambda: w.getattr(entry.st_ino),
+                partial(w.operations.write, handle, 0, bytes(1000)),
+                partial(w.setattr, entry.st_ino, size=10, fh=handle),
+                partial(w.getattr, entry.st_ino),
             )
             assert outcomes[2].st_size == 10, turn
             assert (await w.getattr(entry.st_ino)).st_size == 10, turn
@@ -127,9 +127,9 @@ async def test_a_write_that_crosses_a_question_is_not_forgotten(tmp_path: Path) 
             w.tree.touch(w.inode(entry.st_ino))
             await together(
                 w,
-                lambda: w.getattr(entry.st_ino),
-                lambda size=size: w.operations.write(handle, size - 1, b"x"),
-                lambda: w.getattr(entry.st_ino),
+                partial(w.getattr, entry.st_ino),
+                partial(w.operations.write, handle, size - 1, b"x"),
+                partial(w.getattr, entry.st_ino),
             )
             assert (await w.getattr(entry.st_ino)).st_size == size, turn
         await w.operations.release(handle)
@@ -140,9 +140,7 @@ async def test_a_write_that_crosses_a_question_is_not_forgotten(tmp_path: Path) 
 async def test_many_who_make_the_same_name_and_one_who_may(tmp_path: Path, count: int) -> None:
     async with world(tmp_path) as w:
         for turn in range(10):
-            calls = [
-                lambda turn=turn: w.operations.mkdir(ROOT_NUMBER, b"%d" % turn, 0o755, CTX) for _ in range(count)
-            ]
+            calls = [partial(w.operations.mkdir, ROOT_NUMBER, b"%d" % turn, 0o755, CTX) for _ in range(count)]
             outcomes = await together(w, *calls)
             made = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
             assert len(made) == 1

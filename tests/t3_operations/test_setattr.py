@@ -11,8 +11,9 @@ import pytest
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.tree.attributes import View
 from sshmuxfs.tree.identity import IdentityMap, IdRule
+from sshmuxfs.tree.inodes import ROOT_NUMBER
 from tests.support.sftp_process import in_trio
-from tests.t3_operations.world import CTX, NS, ROOT_NUMBER, refused, world
+from tests.t3_operations.world import CTX, NS, refused, world
 
 # Who may give a file to whom: root to anybody, others to themselves only.
 OTHER_UID, OTHER_GID = (1234, 4321) if os.geteuid() == 0 else (os.getuid(), os.getgid())

@@ -8,11 +8,10 @@ SetattrFields, whose members are read-only; `Reply` for a readdir token, with a 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -21,13 +20,17 @@ from unittest import mock
 
 import pyfuse3
 import trio
-import trio.testing
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext, SetattrFields
 
 from mux.downstream.passenger import SessionStream
+from sshmuxfs import names as names_module
+from sshmuxfs import operations as operations_module
+from sshmuxfs import session
+from sshmuxfs.io import listing
 from sshmuxfs.names import Names
 from sshmuxfs.operations import Manners, Operations
 from sshmuxfs.session import Link
+from sshmuxfs.sftp import client as client_module
 from sshmuxfs.sftp.client import Client
 from sshmuxfs.tree.attributes import View
 from sshmuxfs.tree.cache import CacheTimes
@@ -37,6 +40,7 @@ from sshmuxfs.tree.symlinks import SymlinkPolicy
 from tests.support.sftp_process import SftpProcess
 
 CTX = RequestContext()
+_WITH_CLOCKS = (names_module, operations_module, session, listing, client_module)
 NS = 1_000_000_000
 
 
@@ -77,6 +81,16 @@ def _reply(token: Any, name: bytes, attributes: EntryAttributes, next_id: int) -
     return token.take(name, attributes, next_id)
 
 
+class Clock:
+    """A clock that stands still between one jump and the next."""
+
+    def __init__(self) -> None:
+        self.now_s = monotonic()
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class World:
     """The file system, and what a test does with it as a kernel would."""
 
@@ -88,6 +102,7 @@ class World:
         self.directory = directory
         self.processes: list[SftpProcess] = []
         self.invalidated: list[int] = []
+        self.clock: Clock | None = None
 
     @property
     def process(self) -> SftpProcess:
@@ -165,10 +180,9 @@ class World:
         return names - {b".", b".."}
 
     def jump(self, seconds: float) -> None:
-        """Let time go by (a test `in_still_time`)."""
-        clock = trio.lowlevel.current_clock()
-        assert isinstance(clock, trio.testing.MockClock)
-        clock.jump(seconds)
+        """Let time go by, in a world that is still."""
+        assert self.clock is not None
+        self.clock.now_s += seconds
 
 
 async def refused(call: Awaitable[Any]) -> str:
@@ -178,19 +192,6 @@ async def refused(call: Awaitable[Any]) -> str:
     except FUSEError as error:
         return errno.errorcode[error.errno]
     return "it was not refused"
-
-
-def in_still_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a test of an async function in which time goes by only as the test says. pytest's own timeout bounds it."""
-
-    @functools.wraps(test)
-    def run_test(**fixtures: Any) -> None:
-        async def bounded() -> None:
-            await test(**fixtures)
-
-        trio.run(bounded, clock=trio.testing.MockClock())
-
-    return run_test
 
 
 @asynccontextmanager
@@ -206,9 +207,14 @@ async def world(
     manners: Manners | None = None,
     follow: bool = False,
     max_idle: int = 10_000,
+    still: bool = False,
 ) -> AsyncIterator[World]:
-    """A file system on `directory`. `open_stream` may stand in for starting a server with `make_process`."""
+    """A file system on `directory`. `open_stream` may stand in for starting a server with `make_process`.
+
+    In a `still` world time goes by only as `World.jump` says, for all that is remembered and all that is waited for.
+    """
     base = os.fsencode(directory)
+    clock = Clock() if still else None
 
     async def start_server() -> SessionStream:
         if open_stream is not None:
@@ -216,7 +222,9 @@ async def world(
         made.processes.append(make_process())
         return made.process.stream
 
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery, AsyncExitStack() as patches:
+        for module in _WITH_CLOCKS if clock is not None else ():
+            patches.enter_context(mock.patch.object(module, "monotonic", clock))
         link = Link(
             start_server,
             lambda stream: Client(stream, deadline_s=deadline_s),
@@ -233,13 +241,14 @@ async def world(
             manners or Manners(),
         )
         made = World(operations, names, link, directory)
+        made.clock = clock
         with (
             mock.patch.object(pyfuse3, "readdir_reply", _reply),
             mock.patch.object(pyfuse3, "invalidate_inode", lambda number, attr_only: made.invalidated.append(number)),
         ):
             try:
                 client = await link.start()
-                tree.update(tree.root, await client.stat(base), monotonic(), tree.changes)
+                tree.update(tree.root, await client.stat(base), (clock or monotonic)(), tree.changes)
                 made.process.stream.forget()
                 yield made
             finally:
