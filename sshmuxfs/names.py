@@ -31,10 +31,6 @@ from sshmuxfs.tree.cache import CacheTimes
 from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
 
 _MODE_BITS = 0o7777
-# git and make ask for one name after the other. One may be chance; from the second on, a listing answers them all, as
-# long as it takes no more than some ten replies of OpenSSH.
-WALK_AFTER = 2
-WALK_NAMES = 1000
 # Longer than the kernel takes between the lookup and the open of its second attempt.
 _RETRY_S = 1.0
 
@@ -67,9 +63,6 @@ class Names:
             return known
         if self.tree.is_absent(parent, name, monotonic(), self.times.negative_s):
             raise failure(errno.ENOENT)
-        if self.times.dir_s and self.tree.asked_singly(parent) == WALK_AFTER:
-            await self._walk(parent)
-            return await self.find(parent, name)
         client = await self._link.client()
         path = self.tree.path(parent, name)
         if known is not None:
@@ -87,20 +80,6 @@ class Names:
         if inode is None:
             raise failure(errno.ENOENT)
         return inode
-
-    async def _walk(self, parent: Inode) -> None:
-        """Somebody goes through a directory name by name: learn it whole, if it can be read and is not too large."""
-        try:
-            listing = await self.list(parent)
-        except OSError:
-            return
-        try:
-            while len(listing.names) < WALK_NAMES and await listing.has(len(listing.names)):
-                pass
-        except (StatusError, OSError):
-            return
-        finally:
-            listing.close()
 
     async def refresh(self, inode: Inode) -> None:
         """Make sure that the attributes of `inode` are fresh. Raises Gone if its name leads elsewhere now, OSError."""

@@ -39,12 +39,11 @@ class Gone(Exception):
 class Directory:
     """What is known of a directory's names."""
 
-    __slots__ = ("absent", "asked_singly", "asking", "children", "doubted", "listed_at_s", "removed")
+    __slots__ = ("absent", "asking", "children", "doubted", "listed_at_s", "removed")
 
     def __init__(self) -> None:
         self.children: dict[bytes, Inode] = {}
         self.listed_at_s = NEVER_S  # when `children` was last known to be complete
-        self.asked_singly = 0  # names the server was asked for one by one since then
         self.doubted = 0  # number of the last change after which that could no longer be said
         self.absent: dict[bytes, float] = {}  # names the server did not have, and when
         self.asking = 0  # questions about its names under way
@@ -211,15 +210,8 @@ class Tree:
         for name, inode in list(state.children.items()):
             if name not in names and inode.changed <= as_of and inode.fetched_at_s <= now_s:
                 self._detach_name(inode, parent, name, listing_stands=True)
-        state.asked_singly = 0
         if state.doubted <= as_of:  # else what came up meanwhile may be missing here
             state.listed_at_s = now_s
-
-    def asked_singly(self, parent: Inode) -> int:
-        """The server is about to be asked for one name in `parent`; return how many that makes since a listing."""
-        state = _state(parent)
-        state.asked_singly += 1
-        return state.asked_singly
 
     def is_absent(self, parent: Inode, name: bytes, now_s: float, life_s: float) -> bool:
         """Whether `name` is known not to be in `parent`, by a complete listing or an answer not older than `life_s`."""

@@ -30,7 +30,7 @@ from mux.protocol.messages import ExitMessage, ServerMessage, UnknownMessage
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import Request
-from tests.support.sshd import sftp_server
+from tests.support.sshd import program, sftp_server
 
 TEST_DEADLINE_S = 30.0
 Buffers = Sequence[bytes | bytearray | memoryview]
@@ -194,11 +194,6 @@ class SftpProcess:
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def open_paths(self) -> list[str]:
-        """What the server has open that has a path."""
-        links = (os.readlink(each) for each in Path(f"/proc/{self.pid}/fd").iterdir())
-        return [path for path in links if path.startswith("/")]
-
     def kill(self) -> None:
         """The server is dead when this returns."""
         self._child.kill()
@@ -210,6 +205,13 @@ class SftpProcess:
         if self._child.poll() is None:
             self._child.kill()
             self._child.wait(10)
+
+
+def unprivileged() -> SftpProcess:
+    """A server that is not root: as we are, or as nobody."""
+    if os.geteuid():
+        return SftpProcess()
+    return SftpProcess(command=[program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--"])
 
 
 def in_namespace(directory: Path, script: str) -> SftpProcess:
@@ -323,6 +325,13 @@ async def real_channel(
             await client.start()
             process.stream.forget()
             yield client, process
+
+
+async def handles_left_open(client: Client) -> int:
+    """How many handles the server holds: it numbers them from 0, and gives the number that was free last."""
+    handle: bytes = await client.call(sftp.Opendir(b"/"))
+    await client.call(sftp.Close(handle))
+    return int.from_bytes(handle, "big")
 
 
 @asynccontextmanager

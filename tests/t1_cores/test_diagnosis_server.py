@@ -19,8 +19,7 @@ from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import NO_ATTRIBUTES, Attributes, OpenFlag, Request, StatusError
 from tests.support import processes
-from tests.support.sftp_process import SftpProcess, in_namespace, in_trio, real_channel
-from tests.support.sshd import program
+from tests.support.sftp_process import in_namespace, in_trio, real_channel, unprivileged
 
 LONG = b"n" * 256
 
@@ -220,13 +219,6 @@ def open_directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def unprivileged() -> SftpProcess:
-    """A server that is not root: as we are, or as nobody."""
-    if os.geteuid():
-        return SftpProcess()
-    return SftpProcess(command=[program("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "--"])
-
-
 @in_trio
 async def test_without_privileges(open_directory: Path) -> None:
     top = os.fsencode(open_directory)
@@ -274,7 +266,7 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
         mkdir ro/dir ro/full
         touch ro/file ro/full/file
         ln -s file ro/link
-        mount -o remount,ro ro
+        mount -o remount,bind,ro ro
     """
     async with real_channel(in_namespace(tmp_path, script)) as (client, _):
         requests: dict[str, Request] = {
@@ -332,7 +324,7 @@ async def test_several_file_systems(tmp_path: Path) -> None:
     script = """
         mount -t tmpfs -o size=1m none bare
         for name in one two ro; do mount -t tmpfs -o size=1m none $name; mkdir $name/dir; touch $name/file; done
-        mount -o remount,ro ro
+        mount -o remount,bind,ro ro
     """
     async with real_channel(in_namespace(tmp_path, script)) as (client, _):
         for old, new in ((b"/one/file", b"/two/new"), (b"/one/file", b"/two/file"), (b"/one/dir", b"/two/dir")):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from sshmuxfs.tree.cache import CacheTimes
 from sshmuxfs.tree.identity import IdentityMap, IdRule
 from sshmuxfs.tree.inodes import ROOT_NUMBER, Gone
 from sshmuxfs.tree.symlinks import SymlinkPolicy
-from tests.support.sftp_process import in_trio
+from tests.support import processes
+from tests.support.sftp_process import in_trio, unprivileged
 from tests.t3_operations.world import CTX, NS, refused, world
 
 
@@ -293,3 +296,27 @@ async def test_a_file_system_whose_size_cannot_be_asked_for(tmp_path: Path) -> N
         told = await w.operations.statfs(CTX)
         assert (told.f_blocks, told.f_bavail, told.f_namemax) == (0, 0, 255)
         assert told.f_bsize > 0
+
+
+@pytest.fixture
+def searched_but_not_read() -> Iterator[Path]:
+    """A directory in which names can be looked up and not listed, by others and (unless we are root) by us."""
+    top = processes.make_directory()
+    top.chmod(0o755)
+    directory = top / "directory"
+    directory.mkdir()
+    for number in range(9):
+        (directory / str(number)).write_bytes(bytes(number))
+    directory.chmod(0o311)
+    yield directory
+    directory.chmod(0o700)
+    shutil.rmtree(top)
+
+
+@in_trio
+async def test_a_directory_that_can_be_searched_and_not_read(searched_but_not_read: Path) -> None:
+    async with world(searched_but_not_read, make_process=unprivileged) as w:
+        for number in range(9):
+            assert (await w.lookup(str(number))).st_size == number
+        assert await refused(w.lookup("none")) == "ENOENT"
+        assert await refused(w.list()) == "EACCES"
