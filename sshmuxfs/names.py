@@ -24,7 +24,7 @@ from sshmuxfs.io.files import Memory, OpenFile, files_of, invalidate_reads, subm
 from sshmuxfs.io.listing import NAME_MAX, Listing
 from sshmuxfs.session import Link
 from sshmuxfs.sftp import protocol as sftp
-from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
+from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Request, Status, StatusError
 from sshmuxfs.tree.attributes import checked
 from sshmuxfs.tree.cache import CacheTimes
@@ -200,7 +200,7 @@ class Names:
         """If the block's outcome stays unknown, or contradicts what is believed, believe nothing about `places`."""
         try:
             yield
-        except (ChannelLost, RequestTimeout, OSError):
+        except Exception:
             for parent, name in places:
                 self.tree.distrust(parent, name)
             raise

@@ -32,7 +32,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from sshmuxfs.diagnosis import diagnose_write
-from sshmuxfs.errors import boundary
+from sshmuxfs.errors import boundary, errno_of
 from sshmuxfs.io.files import OpenFile, grown, invalidate_reads, submit_writes
 from sshmuxfs.io.listing import Listing
 from sshmuxfs.names import Names
@@ -296,6 +296,8 @@ class Operations(pyfuse3.Operations):
     async def _write_failed(self, file: OpenFile, length: int, error: Exception) -> FUSEError:
         """The errno of a write that failed, found once and told again as long as the file is open."""
         assert file.writer is not None
+        if errno_of(error) is None:
+            raise error  # a bug of ours, and the boundary's to tell
         if not isinstance(file.writer.error, FUSEError):
             if isinstance(error, ChannelLost):  # accepted bytes are lost: that is more than "not connected"
                 file.writer.error = FUSEError(errno.EIO)

@@ -88,13 +88,14 @@ class Budget:
 
     def take(self, holder: Holder, count_bytes: int) -> bool:
         """Give `holder` `count_bytes` more, at the cost of others if need be; False if they cannot be had."""
+        held = self._holders.get(id(holder), (holder, 0))[1]
+        if held + count_bytes > self.total_bytes:
+            return False  # and nobody has to pay for that
         while self.used_bytes + count_bytes > self.total_bytes:
-            oldest = next((each for each, _ in self._holders.values() if each is not holder), None)
-            if oldest is None:
-                return False
+            oldest = next(each for each, _ in self._holders.values() if each is not holder)
             oldest.give_back()
             self.release(oldest)
-        held = self._holders.pop(id(holder), (holder, 0))[1]
+        self._holders.pop(id(holder), None)
         self._holders[id(holder)] = (holder, held + count_bytes)
         self.used_bytes += count_bytes
         return True

@@ -311,8 +311,11 @@ class Client:
                 if not count:
                     return  # the end is the reader's to tell
                 self._received(count)
-        except (ProtocolViolation, ConnectionLost) as error:
-            self.end(str(error))
+        except ProtocolViolation as error:
+            self.broke_protocol = True
+            self.end(f"the SFTP server broke the protocol: {error}")
+        except ConnectionLost as error:
+            self.end(f"the connection was lost: {error}")
 
     async def wait(self, pending: Pending) -> Any:
         """Wait until `pending` is done; return its result. Raises StatusError, ChannelLost, RequestTimeout."""

@@ -192,7 +192,11 @@ def ending(line: list[str]) -> str:
     return ""
 
 
-anything = st.text(st.characters(exclude_characters="\0"), max_size=12)
+# What a process can be given: text, and bytes that are none, which Python shows as surrogates of its own.
+anything = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12),
+    st.binary(max_size=12).map(lambda given: os.fsdecode(given.replace(b"\0", b""))),
+)
 
 
 @given(st.lists(anything, max_size=6))

@@ -151,10 +151,14 @@ def test_a_holder_never_pays_for_itself() -> None:
     assert (alone.told, budget.used_bytes) == (0, 60)
 
 
-def test_more_than_there_is_cannot_be_had() -> None:
+def test_more_than_there_is_cannot_be_had_and_costs_nobody() -> None:
     budget = Budget(100)
-    assert not budget.take(Reader(), 101)
-    assert budget.used_bytes == 0
+    holder, other = Reader(), Reader()
+    assert budget.take(other, 60)
+    assert not budget.take(holder, 101)
+    assert budget.take(holder, 40)
+    assert not budget.take(holder, 61)
+    assert (other.told, budget.used_bytes) == (0, 100)
 
 
 def test_what_is_given_back_is_there_again() -> None:

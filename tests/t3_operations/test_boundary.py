@@ -17,6 +17,7 @@ from pyfuse3 import FUSEError
 from mux.errors import ConnectionLost, ExitCode, JoinError
 from sshmuxfs import operations
 from sshmuxfs.errors import boundary, errno_of
+from sshmuxfs.io.writebehind import WriteBehind
 from sshmuxfs.operations import Operations
 from sshmuxfs.sftp.client import ChannelLost, RequestTimeout
 from sshmuxfs.sftp.exchange import ProtocolViolation
@@ -130,6 +131,25 @@ async def test_a_handle_that_is_none_is_no_end_of_the_mount(tmp_path: Path, expe
         assert await refused(w.operations.read(99, 0, 1)) == "EIO"
         assert await refused(w.operations.releasedir(99)) == "EIO"
         await w.operations.forget([(99, 1)])
+
+
+@in_trio
+async def test_a_bug_in_writing_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    expect_log("write failed in a way it should not")
+    async with world(tmp_path) as w:
+        handle, _ = await w.create("file")
+
+        async def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(WriteBehind, "write", broken)
+            assert await refused(w.operations.write(handle, 0, b"x")) == "EIO"
+        await w.operations.write(handle, 0, b"x")
+        await w.operations.flush(handle)
+        await w.operations.release(handle)
 
 
 # -- what is there and what is not ------------------------------------------------------------------------------------
