@@ -70,17 +70,21 @@ class Link:
                 if monotonic() < self._next_attempt_s:
                     raise ChannelLost(self._refusal)
                 return await self._open_again()
-        raise ChannelLost(f"no connection within {self._deadline_s:g} s")
+        raise self._refused(f"no connection within {self._deadline_s:g} s")
 
     async def _open_again(self) -> Client:
         try:
             return await self.start()
         except (SharingError, ChannelLost, RequestTimeout, StatusError, DecodeError, OSError) as error:
-            self._refusal = f"no connection: {error}"
-            self._next_attempt_s = monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
             log.warning("no channel could be opened: %s", error)
-            raise ChannelLost(self._refusal) from error
+            raise self._refused(f"no connection: {error}") from error
+
+    def _refused(self, reason: str) -> ChannelLost:
+        """An attempt failed: until the pause is over, others are told the same at once."""
+        self._refusal = reason
+        self._next_attempt_s = monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+        return ChannelLost(reason)
 
     async def start(self) -> Client:
         """Open a channel; whatever is wrong is raised as it is: SharingError, ChannelLost, RequestTimeout."""
