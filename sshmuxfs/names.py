@@ -31,6 +31,8 @@ from sshmuxfs.tree.cache import CacheTimes
 from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
 
 _MODE_BITS = 0o7777
+# A directory that is walked name by name is learned in one go, up to some ten replies of OpenSSH.
+WALK_NAMES = 1000
 # Longer than the kernel takes between the lookup and the open of its second attempt.
 _RETRY_S = 1.0
 
@@ -64,6 +66,11 @@ class Names:
         if self.tree.is_absent(parent, name, monotonic(), self.times.negative_s):
             raise failure(errno.ENOENT)
         client = await self._link.client()
+        if self.tree.is_walked(parent, monotonic(), self.times.dir_s):
+            await self._walk(parent)
+            known = parent.directory.children.get(name) if parent.directory else None
+            if known is not None and self._is_fresh(known):
+                return known
         path = self.tree.path(parent, name)
         if known is not None:
             submit_writes(known)
@@ -79,7 +86,26 @@ class Names:
             inode = self.tree.learn(parent, name, attributes, now_s, as_of)
         if inode is None:
             raise failure(errno.ENOENT)
+        self.tree.found_singly(parent)
         return inode
+
+    async def _walk(self, parent: Inode) -> None:
+        """Somebody goes through a directory name by name: learn what is there, if it can be read.
+
+        Nothing is learned of what is not there. Who asks for a name that the server made since then did not list the
+        directory, and expects to find it.
+        """
+        try:
+            listing = await self.list(parent, whole=False)
+        except OSError:
+            return
+        try:
+            while len(listing.names) < WALK_NAMES and await listing.has(len(listing.names)):
+                pass
+        except (StatusError, OSError):
+            return
+        finally:
+            listing.close()
 
     async def refresh(self, inode: Inode) -> None:
         """Make sure that the attributes of `inode` are fresh. Raises Gone if its name leads elsewhere now, OSError."""
@@ -153,9 +179,9 @@ class Names:
             inode.link_fetched_at_s = now_s
         return inode.link_target
 
-    async def list(self, inode: Inode) -> Listing:
-        """Open a directory."""
-        listing = Listing(self.tree, inode, follow=self._follow, ask=self._question)
+    async def list(self, inode: Inode, *, whole: bool = True) -> Listing:
+        """Open a directory; `whole`: what the listing lacks is not there."""
+        listing = Listing(self.tree, inode, follow=self._follow, ask=self._question, whole=whole)
         try:
             directory = inode.directory
             if directory is not None and directory.listed_at_s + self.times.dir_s > monotonic():

@@ -47,14 +47,20 @@ def acceptable(name: bytes) -> bool:
 
 
 class Listing:
-    """A snapshot of a directory. `ask` makes the request for one path's attributes (LSTAT, or STAT to follow links)."""
+    """A snapshot of a directory. `ask` makes the request for one path's attributes (LSTAT, or STAT to follow links).
 
-    def __init__(self, tree: Tree, inode: Inode, *, follow: bool, ask: Callable[[bytes], Request]) -> None:
+    At its end the tree learns that there are no other names, unless the listing is not meant to be the `whole`.
+    """
+
+    def __init__(
+        self, tree: Tree, inode: Inode, *, follow: bool, ask: Callable[[bytes], Request], whole: bool = True
+    ) -> None:
         self.inode = inode
         self.names: list[bytes] = []
         self.begun = False  # whether the kernel has had any of it
         self._tree = tree
         self._follow = follow
+        self._whole = whole
         self._ask = ask
         self._heard: list[tuple[Attributes, float, int] | None] = []  # for each name, until it was given out
         self._seen: set[bytes] = set()
@@ -135,7 +141,8 @@ class Listing:
             self._finish()
             if error.code != Status.EOF:
                 raise
-            self._tree.learn_complete(self.inode, self._seen, self._started_s, self._as_of)
+            if self._whole:
+                self._tree.learn_complete(self.inode, self._seen, self._started_s, self._as_of)
             self._seen = set()
             return
         except Exception:

@@ -29,6 +29,8 @@ ROOT_NUMBER = 1
 DEFAULT_MAX_IDLE = 10_000
 # Absent names remembered per directory; a program that probes more has no pattern worth keeping.
 MAX_ABSENT = 1024
+# git and make ask for one name after the other. One or two may be chance; names that are not there say nothing.
+WALK_AFTER = 3
 NEVER_S = float("-inf")
 
 
@@ -39,11 +41,13 @@ class Gone(Exception):
 class Directory:
     """What is known of a directory's names."""
 
-    __slots__ = ("absent", "asking", "children", "doubted", "listed_at_s", "removed")
+    __slots__ = ("absent", "asked_singly", "asking", "children", "doubted", "listed_at_s", "removed", "walked_at_s")
 
     def __init__(self) -> None:
         self.children: dict[bytes, Inode] = {}
         self.listed_at_s = NEVER_S  # when `children` was last known to be complete
+        self.asked_singly = 0  # names found there one by one since it was last walked
+        self.walked_at_s = NEVER_S  # when all that is there was last learned because of that
         self.doubted = 0  # number of the last change after which that could no longer be said
         self.absent: dict[bytes, float] = {}  # names the server did not have, and when
         self.asking = 0  # questions about its names under way
@@ -212,6 +216,18 @@ class Tree:
                 self._detach_name(inode, parent, name, listing_stands=True)
         if state.doubted <= as_of:  # else what came up meanwhile may be missing here
             state.listed_at_s = now_s
+
+    def is_walked(self, parent: Inode, now_s: float, life_s: float) -> bool:
+        """Whether `parent` is gone through name by name, and was not listed within `life_s`; True once."""
+        state = _state(parent)
+        if state.asked_singly < WALK_AFTER or max(state.walked_at_s, state.listed_at_s) + life_s > now_s:
+            return False
+        state.asked_singly, state.walked_at_s = 0, now_s
+        return life_s > 0
+
+    def found_singly(self, parent: Inode) -> None:
+        """The server was asked for one name in `parent`, and has it."""
+        _state(parent).asked_singly += 1
 
     def is_absent(self, parent: Inode, name: bytes, now_s: float, life_s: float) -> bool:
         """Whether `name` is known not to be in `parent`, by a complete listing or an answer not older than `life_s`."""

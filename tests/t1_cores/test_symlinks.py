@@ -181,5 +181,9 @@ def test_transformed_means_the_same_place(link: bytes, target: bytes) -> None:
     if shown is None:
         assert not target
         return
-    reached = posixpath.normpath(posixpath.join(posixpath.dirname(link), shown))
-    assert reached == posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+    assert _place(link, shown) == _place(link, target)
+
+
+def _place(link: bytes, target: bytes) -> bytes:
+    """Where a link leads, by its text. Linux has no second root, which POSIX allows as `//` and normpath keeps."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(link), target)).replace(b"//", b"/")

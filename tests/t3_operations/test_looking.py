@@ -320,3 +320,55 @@ async def test_a_directory_that_can_be_searched_and_not_read(searched_but_not_re
             assert (await w.lookup(str(number))).st_size == number
         assert await refused(w.lookup("none")) == "ENOENT"
         assert await refused(w.list()) == "EACCES"
+
+
+@in_trio
+async def test_names_asked_for_one_by_one_are_learned_together(tmp_path: Path) -> None:
+    for number in range(150):
+        (tmp_path / f"{number:03}").write_bytes(bytes(number))
+    async with world(tmp_path) as w:
+        for number in range(3):
+            await w.lookup(f"{number:03}")
+        assert [each for each in w.asked() if each != "Lstat"] == []
+        for number in range(3, 150):
+            assert (await w.lookup(f"{number:03}")).st_size == number
+        assert set(w.asked()) <= {"Opendir", "Readdir", "Close"}
+
+
+@in_trio
+async def test_names_learned_that_way_do_not_speak_for_others(tmp_path: Path) -> None:
+    for name in "abcdef":
+        (tmp_path / name).touch()
+    async with world(tmp_path) as w:
+        for name in "abcde":
+            await w.lookup(name)
+        (tmp_path / "made").mkdir()
+        (tmp_path / "f").unlink()
+        assert stat.S_ISDIR((await w.lookup("made")).st_mode)
+        assert await w.list() == {b"a", b"b", b"c", b"d", b"e", b"made"}
+
+
+@in_trio
+async def test_a_directory_is_not_learned_again_and_again(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / str(number)).touch()
+    async with world(tmp_path, still=True) as w:
+        for number in range(9):
+            await w.lookup(str(number))
+        w.asked()
+        for number in range(20):
+            (tmp_path / f"later{number}").touch()
+            await w.lookup(f"later{number}")
+        assert set(w.asked()) == {"Lstat"}
+        w.jump(21)
+        for number in range(20):
+            await w.lookup(f"later{number}")
+        assert w.asked().count("Opendir") == 1
+
+
+@in_trio
+async def test_names_that_are_not_there_start_no_listing(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        for number in range(9):
+            assert await refused(w.lookup(str(number))) == "ENOENT"
+        assert set(w.asked()) == {"Lstat"}

@@ -29,6 +29,8 @@ EVIL_SERVER = Path(__file__).resolve().parents[1] / "support" / "evil_sftp.py"
 # Mounts that are to wait for their deadline get this one.
 DEADLINE_S = 2.0
 AT_DEADLINE = f"deadline={DEADLINE_S:g}"
+# For a test that counts on each name being asked for by itself, and not learned from a listing of its directory.
+ONE_BY_ONE = "dcache_dir_timeout=0"
 # A server that neither answers nor is silent is given up when requests sent a deadline later have been answered, or a
 # deadline after the last of them; the watch comes round every eighth; the rest is for a busy machine.
 WITHIN_DEADLINE_S = 2 * DEADLINE_S + 3.0

@@ -17,6 +17,7 @@ from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
     DISCONNECTED,
+    ONE_BY_ONE,
     UNMOUNT_S,
     attempt,
     await_reached,
@@ -75,7 +76,7 @@ def test_waiters_are_told_when_the_server_dies(
     reopens("")
     (remote_dir / "dir").mkdir()
     name = make(remote_dir, "silence:Lstat")
-    mount = evil()
+    mount = evil(ONE_BY_ONE)
     outcome(lambda: [os.stat(mount.path / known) for known in ("dir", "content", "others")])
     calls = [
         lambda: os.stat(mount.path / name),

@@ -16,6 +16,7 @@ from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
     DISCONNECTED,
+    ONE_BY_ONE,
     WITHIN_DEADLINE_S,
     attempt,
     await_reached,
@@ -100,7 +101,7 @@ def test_a_server_that_falls_silent(
     expect_log(GAVE_UP)
     name = make(remote_dir, "silence:Lstat")
     (remote_dir / "dir").mkdir()
-    mount = evil(AT_DEADLINE)
+    mount = evil(AT_DEADLINE, ONE_BY_ONE)
     calls = [
         lambda: os.stat(mount.path / "unknown"),
         lambda: names(mount.path / "dir"),
