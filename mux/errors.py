@@ -28,6 +28,9 @@ class ExitCode(enum.IntEnum):
     BAD_REMOTE_DIRECTORY = 10
     PROTOCOL = 11
     NO_FUSE = 12
+    AUTH_FAILED = 13  # the server accepted nothing that we could offer
+    HOST_KEY = 14  # the server's key is unknown, changed or revoked
+    UNREACHABLE = 15  # no connection, or one that ended before the login was done
     INTERRUPTED = 130
 
 
