@@ -1,0 +1,390 @@
+"""A passenger's session: what a client asked for with NEW_SESSION, served on descriptors of its own.
+
+What is asked of the server, in which order, and what the client is told is OpenSSH's (mux.c, clientloop.c). One rule:
+the client is told of the end last, when the channel is closed and all its output is written, since it takes that for
+the end of the session; what came of the command was told before.
+
+Better than there: the modes of a terminal that is none are left to the server, an escape counts at the beginning of
+this session's lines only, and a request that failed is said in words. Imported by `clients.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from mux.errors import WireError, printable
+from mux.protocol import escapes
+from mux.protocol.connection import LARGEST_PACKET_BYTES, STDERR
+from mux.protocol.escapes import Action, Escapes, Unavailable
+from mux.protocol.messages import NewSession
+from mux.protocol.wire import Reader, string, u32
+
+from . import terminal
+from .channels import LiveChannel
+from .pumps import Stream
+from .sinks import Sink
+from .sources import Translation
+from .windows import WindowBudget
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .incoming import Incoming
+
+# A server that lives answers in a round trip; one that does not is found out by the keepalive, later.
+OPEN_DEADLINE_S: Final = 30.0
+BREAK_MS: Final = 1000  # as ssh's ~B (RFC 4335 leaves the length to the server when it is 0)
+LEAVE_S: Final = 1.0  # what stderr may take to show `~.` before the client is let go
+MAX_OWN_BYTES: Final = 256 * 1024  # of texts of ours that wait for a stderr nobody reads
+MAX_ENVIRONMENT: Final = 4096  # variables; mux.c takes as many
+MAX_NAME_BYTES: Final = 1024
+
+log = logging.getLogger(__name__)
+
+
+class SessionTalk(Protocol):
+    """Who is told how a session fares: its client."""
+
+    def exit(self, value: int) -> None:
+        """The remote command has ended with this value. Called at most once."""
+
+    def tty_failed(self) -> None:
+        """The server gave no terminal."""
+
+    def ended(self) -> None:
+        """It is over, and everything is written. Called last, and not after `Session.hang_up`."""
+
+    def info(self, name: bytes) -> bytes:
+        """The text for `~#` (b"channels") and `~I` (b"connection"), its lines ended by CR LF."""
+
+
+class Options(Protocol):
+    """What is needed of `settings.Settings`."""
+
+    @property
+    def send_env(self) -> Sequence[str]: ...
+    @property
+    def set_env(self) -> Sequence[str]: ...
+    @property
+    def request_tty(self) -> str: ...
+
+
+class Session(Stream):
+    """A session, open; made by `open`.
+
+    number     what the client calls it
+    command    of the remote; b"" for a shell
+    tty        whether it asked for a terminal
+    kind       "shell", "exec" or "subsystem"
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Options,
+        message: NewSession,
+        descriptors: tuple[int, ...],
+        said: SessionTalk,
+        incoming: Incoming | None,
+    ) -> None:
+        """For `open`."""
+        stdin, stdout, stderr = descriptors
+        super().__init__(stdin, stdout, said.ended)
+        self.command = message.command
+        self.tty = message.tty
+        self.kind = "subsystem" if message.subsystem else "exec" if message.command else "shell"
+        self._engine = engine
+        self._settings = settings
+        self._message = message
+        self._said = said
+        self._incoming = incoming
+        self._stderr: int | None = stderr
+        self._errors: Sink | None = None
+        self._own_bytes = 0  # of texts of ours that stderr has still to take
+        self._exited = self._leaving = self._hung_up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._x11: bytes | None = None
+        self._large = message.subsystem and message.command == b"sftp"
+        self._window_bytes = 0
+        self._escapes: Escapes | None = None
+        self._terminal: int | None = None
+        self._size = terminal.Size()
+        self._modes = b""
+        if message.tty:
+            # Now: the client makes its terminal raw as soon as it hears of the session.
+            self._modes = terminal.modes(stdin)
+            self._size = terminal.size(stdin)
+            self._terminal = _duplicate(stdin)
+            if message.escape_character < 256:
+                self._escapes = Escapes(message.escape_character)
+
+    @classmethod
+    async def open(
+        cls,
+        engine: Engine,
+        settings: Options,
+        message: NewSession,
+        descriptors: tuple[int, ...],
+        said: SessionTalk,
+        incoming: Incoming | None = None,
+    ) -> Session:
+        """Open a session on the server, and ask it for what `message` says.
+
+        The descriptors (stdin, stdout, stderr) are the session's own from the call on, whatever comes of it. -A and -X
+        are asked for as far as `incoming` has it. Raises `channels.OpenRefused`.
+        """
+        self = cls(engine, settings, message, descriptors, said, incoming)
+        try:
+            if message.x11 and incoming is not None:
+                self._x11 = await incoming.x11.request()
+            self._window_bytes = window_bytes = WindowBudget.of(engine).take(large=self._large)
+            # A terminal's output is thrown away at ^C by whoever reads it: half as much of it (mux.c).
+            halved = 2 if message.tty else 1
+            await LiveChannel.open(
+                engine,
+                b"session",
+                b"",
+                self,
+                window_bytes=window_bytes // halved,
+                packet_bytes=LARGEST_PACKET_BYTES // halved,
+                deadline_s=OPEN_DEADLINE_S,
+            )
+        except BaseException:
+            self.hang_up()
+            raise
+        return self
+
+    @property
+    def number(self) -> int:
+        """The number of its channel."""
+        assert self.channel is not None
+        return self.channel.number
+
+    def resize(self) -> None:
+        """Tell the server of the terminal's size if it has changed (SIGWINCH)."""
+        if self._terminal is not None and self.channel is not None:
+            now = terminal.size(self._terminal)
+            if now != self._size:
+                self._size = now
+                self.channel.request(b"window-change", now.encode())
+
+    def hang_up(self) -> None:
+        """The client has gone: the server is told, and every descriptor released. Idempotent."""
+        self._hung_up = True
+        if self.channel is not None:
+            self.channel.eof()
+        self.close()
+
+    # channels.ChannelEnd
+
+    def opened(self, channel: LiveChannel) -> None:
+        """Ask for everything at once: answers come in order."""
+        if self._stderr is not None:
+            stderr, self._stderr = self._stderr, None
+            self._errors = Sink(stderr, self._errors_consumed, failed=_nothing, done=self._end_when_done)
+        self._ask(channel)
+        super().opened(channel)
+
+    def data(self, stream: int, data: memoryview) -> None:
+        """Write to stdout or stderr."""
+        if stream == STDERR and self._errors is not None:
+            self._errors.write(data)
+        else:
+            super().data(stream, data)
+
+    def closed(self) -> None:
+        """What came before is still written, on both."""
+        if self._errors is not None:
+            self._errors.finish()
+        super().closed()
+
+    def request(self, name: bytes, want_reply: bool, body: bytes) -> bool:
+        """What servers ask of a session (RFC 4254 section 6.10), and OpenSSH's "I read no more"."""
+        match name:
+            case b"exit-status":
+                return self._exit_status(body)
+            case b"exit-signal":
+                # ssh has no message for it: its client ends with 255 because nothing was said.
+                log.info("session %d ended by a signal: %s", self.number, printable(body, 80))
+                return True
+            case b"eow@openssh.com":
+                if self._source is not None:
+                    self._source.close()
+                self._close_when_done()
+                return True
+        return False
+
+    # What is asked of the server
+
+    def _ask(self, channel: LiveChannel) -> None:
+        message = self._message
+        if self._x11 is not None:
+            channel.ask_then(b"x11-req", self._x11, self._x11_answered)
+        if message.agent and self._incoming is not None and self._incoming.agent():
+            channel.request(b"auth-agent-req@openssh.com")
+        if message.tty:
+            wanted = string(message.terminal) + self._size.encode() + string(self._modes)
+            channel.ask_then(b"pty-req", wanted, self._tty_answered)
+        for name, value in environment(message.environment, self._settings.send_env, self._settings.set_env):
+            channel.request(b"env", string(name) + string(value))
+        channel.ask_then(self.kind.encode(), string(self.command) if self.command else b"", self._started)
+
+    def _x11_answered(self, ok: bool) -> None:
+        if not ok:
+            self._tell("X11 forwarding request failed on channel 0")
+
+    def _tty_answered(self, ok: bool) -> None:
+        if ok or self.channel is None or self.channel.over or self._ended:
+            return
+        self._tell("PTY allocation request failed on channel 0")
+        self._said.tty_failed()
+        if self._settings.request_tty in ("yes", "force"):
+            self._give_up()
+
+    def _started(self, ok: bool) -> None:
+        if not ok and self.channel is not None and not self.channel.over and not self._ended:
+            self._tell(f"{self.kind} request failed on channel 0")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """There will be no command. The client hears nothing but the end."""
+        if self._source is not None:
+            self._source.close()
+        if self.channel is not None:
+            self.channel.close()
+
+    def _exit_status(self, body: bytes) -> bool:
+        try:
+            value = Reader(body).u32()
+        except WireError:
+            return False
+        if not self._exited and not self._ended:
+            self._exited = True
+            self._said.exit(value)
+        return True
+
+    # Ends
+
+    def _write_failed(self) -> None:
+        """As OpenSSH: a command that writes on, as `yes`, is to find out that nobody reads."""
+        channel = self.channel
+        if channel is not None and not channel.eof_received and "OpenSSH" in self._engine.facts().server_version:
+            channel.request(b"eow@openssh.com")
+
+    def _end_when_done(self) -> None:
+        if self._errors is None or self._errors.done:
+            if self._leaving:
+                self._end()
+            else:
+                super()._end_when_done()
+
+    def _end(self) -> None:
+        if self._window_bytes:
+            WindowBudget.of(self._engine).give_back(self._window_bytes, large=self._large)
+            self._window_bytes = 0
+        if self._hung_up and not self._ended:
+            self._ended = True
+            self._release()
+        super()._end()
+
+    def _release(self) -> None:
+        super()._release()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._errors is not None:
+            self._errors.close()
+        for descriptor in (self._stderr, self._terminal):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._stderr = self._terminal = None
+
+    # What the user types, and is told
+
+    def _translation(self) -> Translation | None:
+        return None if self._escapes is None else self._translate
+
+    def _translate(self, typed: memoryview) -> bytes:
+        sent = b""
+        for piece in self._escapes.feed(typed) if self._escapes is not None else ():
+            if isinstance(piece, Action):
+                self._obey(piece)
+            elif isinstance(piece, Unavailable):
+                self._show(escapes.unavailable(self._message.escape_character, piece))
+            else:
+                sent += piece
+            if self._leaving:
+                break
+        return sent
+
+    def _obey(self, action: Action) -> None:
+        character = self._message.escape_character
+        self._show(escapes.echo(character, action))
+        match action:
+            case Action.CLOSE:
+                self._leave()
+            case Action.BREAK if self.channel is not None:
+                self.channel.request(b"break", u32(BREAK_MS))
+            case Action.REKEY:
+                self._engine.rekey()
+            case Action.LIST:
+                self._show(self._said.info(b"channels"))
+            case Action.INFO:
+                self._show(self._said.info(b"connection"))
+            case Action.HELP:
+                self._show(escapes.help_text(character))
+
+    def _leave(self) -> None:
+        """`~.`: the user wants to go, and waits neither for the server nor for what stdout has still to take."""
+        self._leaving = True
+        self._give_up()
+        if self._sink is not None:
+            self._sink.close()
+        self._timer = asyncio.get_running_loop().call_later(LEAVE_S, self._end)
+        if self._errors is not None:
+            self._errors.finish()
+
+    def _tell(self, words: str) -> None:
+        """A line of ours on the client's stderr; its terminal may be raw."""
+        self._show(words.encode() + b"\r\n")
+
+    def _show(self, text: bytes) -> None:
+        if text and self._errors is not None and self._own_bytes < MAX_OWN_BYTES:
+            self._own_bytes += len(text)
+            self._errors.write(memoryview(text))
+
+    def _errors_consumed(self, count: int) -> None:
+        """Texts of ours took nothing of the channel's window."""
+        own = min(count, self._own_bytes)
+        self._own_bytes -= own
+        if self.channel is not None:
+            self.channel.consumed(count - own)
+
+
+def environment(sent: Iterable[bytes], patterns: Sequence[str], added: Iterable[str]) -> list[tuple[bytes, bytes]]:
+    """The variables to ask the server for: the client's as far as SendEnv's `patterns` have them, then SetEnv's."""
+    wanted = [pattern.replace("[", "[[]") for pattern in patterns]  # ssh knows * and ? only
+    chosen = []
+    for entry in list(sent)[:MAX_ENVIRONMENT]:
+        name, equals, value = entry.partition(b"=")
+        text = os.fsdecode(name)
+        if equals and 0 < len(name) < MAX_NAME_BYTES and any(fnmatch.fnmatchcase(text, each) for each in wanted):
+            chosen.append((name, value))
+    for setting in added:
+        name, _, value = os.fsencode(setting).partition(b"=")
+        chosen.append((name, value))
+    return chosen
+
+
+def _duplicate(descriptor: int) -> int | None:
+    try:
+        return os.dup(descriptor)
+    except OSError:  # out of them: this terminal stays as large as it is
+        return None
+
+
+def _nothing() -> None:
+    """stderr takes no more: what comes is dropped, and stdout goes on."""

@@ -1,0 +1,52 @@
+"""How large the windows of channels are: what a server may send ahead of its being used.
+
+One rule: all windows of a connection together are what this process may have to hold, so the large ones come out of a
+budget. Imported by whoever opens channels.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Final
+
+# How OpenSSH's client has it (CHAN_SES_WINDOW_DEFAULT); what one may hold whose output nobody reads.
+SESSION_WINDOW_BYTES: Final = 2 * 1024 * 1024
+# 16 MiB in flight are 1.3 Gbit/s at 100 ms: beyond that the far end's own limits are reached first.
+LARGEST_WINDOW_BYTES: Final = 16 * 1024 * 1024
+# Ten clients that read nothing of what they asked for, and the process stays below 150 MB.
+WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
+
+
+class WindowBudget:
+    """How large the windows of sessions are, so that all of them together stay affordable. One per engine: `of`.
+
+    What a window holds is memory only while a client does not read; but all may stop reading at once. `left_bytes` may
+    be less than nothing: everybody gets the least there is.
+    """
+
+    def __init__(self, total_bytes: int = WINDOW_BUDGET_BYTES) -> None:
+        self.left_bytes = total_bytes
+
+    @classmethod
+    def of(cls, engine: object) -> WindowBudget:
+        """The engine's own, made when first asked for."""
+        return _BUDGETS.setdefault(engine, cls())
+
+    def take(self, *, large: bool) -> int:
+        """The window for a session, in bytes: for one that moves files `large`, if there is enough left of the budget.
+
+        What is returned must be given to `give_back` when the session is over.
+        """
+        window_bytes = SESSION_WINDOW_BYTES
+        if large:
+            window_bytes = max(SESSION_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self.left_bytes // 2))
+            self.left_bytes -= window_bytes
+        return window_bytes
+
+    def give_back(self, window_bytes: int, *, large: bool) -> None:
+        """End of the session that took this."""
+        if large:
+            self.left_bytes += window_bytes
+
+
+_BUDGETS: weakref.WeakKeyDictionary[Any, WindowBudget] = weakref.WeakKeyDictionary()
