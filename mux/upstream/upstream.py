@@ -1,0 +1,257 @@
+"""What holds it all together: the connection to the server, the clients who ride on it, the forwardings, the end.
+
+One rule: nothing is awaited here on behalf of one client. Clients are taken in as they come, each lives by callbacks of
+its own (`clients.py`), and what may have to wait for a person or for the server waits in a task of the client that
+asked. So a client that is slow, frozen, wrong or greedy costs itself only.
+
+Imported by `daemon.py`, which hands in what listens and what the end of it all means; `status.py` reads what is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .clients import Client
+from .forwards import Forwards
+from .incoming import Incoming
+from .lifetime import Lifetime
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .settings import Settings
+
+MAX_CLIENTS: Final = 512  # each may hold a socket and six descriptors, of the 4096 a hard limit usually allows
+MAX_HELD_BYTES: Final = 8 << 20  # unfinished requests of all clients: 32 of the largest there can be
+BACKLOG: Final = 128  # so many may come in one turn of the loop, as fifty starts at once do; OpenSSH has 64
+ACCEPTS_PER_TURN: Final = 16  # then those who are here already get their turn
+ACCEPT_PAUSE_S: Final = 1.0  # out of descriptors: OpenSSH waits as long before it looks again (mux.c)
+DRAIN_S: Final = 0.8  # what sessions may take to write out what had come when the server was lost: all know in a second
+
+_UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
+
+log = logging.getLogger(__name__)
+
+
+class Place(Protocol):
+    """Where the listening socket is published."""
+
+    def withdraw(self) -> None:
+        """Remove the name, if it still is that of our socket. Idempotent."""
+
+
+class Asker(Protocol):
+    """Who asks a person at a terminal or through askpass."""
+
+    async def confirm(self, text: str) -> bool: ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has happened since the start, for `status`."""
+
+    clients: int = 0
+    foreign: int = 0  # turned away: of another user
+    surplus: int = 0  # turned away: `MAX_CLIENTS` were there
+    dropped: int = 0  # broke the protocol, or a deadline
+    sessions: int = 0
+    refused: int = 0  # sessions the server did not open
+    full_at: int = 0  # how many sessions were open when it last did not: MaxSessions, as far as it shows
+
+
+class Upstream:
+    """One connection to a server, and everybody who rides on it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        prompts: Asker | None = None,
+        path: str | None = None,
+        lifetime: Lifetime | None = None,
+    ) -> None:
+        """Without `prompts` whatever would have to be asked is denied. `path`: where it is published, for lists.
+
+        `lifetime` is told who comes and goes; without one it stays until `end`.
+        """
+        self.engine = engine
+        self.settings = settings
+        self.path = path
+        self.clients: set[Client] = set()
+        self.tally = Tally()
+        self.started_s = time.monotonic()
+        self.held_bytes = 0
+        self.lifetime = lifetime or Lifetime(persist_s=None, now_s=self.started_s)
+        self.incoming = Incoming(engine, settings)
+        self.forwards = Forwards(engine, settings, self.incoming)
+        self._prompts = prompts
+        self._one_question = asyncio.Lock()
+        self._end: asyncio.Future[str] | None = None
+        self._reason: str | None = None
+        self._listener: socket.socket | None = None
+        self._place: Place | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def listening(self) -> bool:
+        return self._listener is not None
+
+    @property
+    def ending(self) -> bool:
+        return self._reason is not None or self.engine.lost is not None
+
+    async def serve(self, listener: socket.socket, place: Place | None = None) -> str:
+        """Serve whoever connects to `listener`, which is ours from now on, until the end; returns its reason.
+
+        It ends with the connection to the server, or by `end`. Then the name is withdrawn, every client is hung up on,
+        every forwarding is closed, and the server is told.
+        """
+        loop = asyncio.get_running_loop()
+        self._end = loop.create_future()
+        if self._reason is not None:
+            self._end.set_result(self._reason)
+        self._place = place
+        self._listener = listener
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        loop.add_reader(listener.fileno(), self._accept)
+        # Signals are the main thread's; a test may run this in another.
+        signals = threading.current_thread() is threading.main_thread()
+        if signals:
+            loop.add_signal_handler(signal.SIGWINCH, self.resize)
+        closed = asyncio.ensure_future(self.engine.closed())
+        try:
+            await asyncio.wait((closed, self._end), return_when=asyncio.FIRST_COMPLETED)
+            reason = closed.result() if closed.done() and self._reason is None else self._reason or self._end.result()
+            self._reason = reason
+            if closed.done():
+                await self._drain()
+            return reason
+        finally:
+            closed.cancel()
+            if signals:
+                loop.remove_signal_handler(signal.SIGWINCH)
+            self.stop_listening()
+            self._hang_up(self._reason or "cancelled")
+
+    def stop_listening(self) -> None:
+        """Take no more clients and withdraw the name; those who are here stay. Idempotent."""
+        listener, self._listener = self._listener, None
+        if self._place is not None:
+            self._place.withdraw()
+        if self._retry is not None:
+            self._retry.cancel()
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.close()
+            self.lifetime.stopped_listening()
+
+    def end(self, reason: str) -> None:
+        """Let `serve` return; the first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+        if self._end is not None and not self._end.done():
+            self._end.set_result(self._reason)
+
+    async def allow(self, question: str) -> bool:
+        """Ask the owner, if `ControlMaster ask` says so: one question at a time, and nobody else waits for it."""
+        if not self.settings.control_ask:
+            return True
+        if self._prompts is None:
+            return False
+        async with self._one_question:
+            return await self._prompts.confirm(question)
+
+    def resize(self) -> None:
+        """Some terminal has another size now, as SIGWINCH says: each session looks at its own."""
+        for client in tuple(self.clients):
+            if client.session is not None:
+                client.session.resize()
+
+    def note_refusal(self) -> None:
+        """The server did not open a session."""
+        self.tally.refused += 1
+        self.tally.full_at = sum(client.session is not None for client in self.clients)
+
+    def left(self, client: Client) -> None:
+        """A client has gone; it holds nothing any more."""
+        if client in self.clients:
+            self.clients.remove(client)
+            self.lifetime.left(time.monotonic())
+
+    def hold(self, client: Client, more_bytes: int) -> None:
+        """A client's unfinished input has grown or shrunk. Over the common limit, whoever holds most is dropped."""
+        self.held_bytes += more_bytes
+        if more_bytes > 0 and self.held_bytes > MAX_HELD_BYTES:
+            max(self.clients, key=lambda other: other.held_bytes).drop("it holds most of too many unfinished requests")
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if self._listener is None:
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors or memory
+                return self._pause_accepting(error)
+            self._take_in(connection)
+
+    def _pause_accepting(self, error: OSError) -> None:
+        log.info("no client can be taken in for now: %s", error.strerror)
+        loop = asyncio.get_running_loop()
+        assert self._listener is not None
+        loop.remove_reader(self._listener.fileno())
+        self._retry = loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+            self._accept()
+
+    def _take_in(self, connection: socket.socket) -> None:
+        pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if uid not in (0, os.geteuid()):
+            log.info("multiplex uid mismatch: peer euid %d != uid %d", uid, os.geteuid())
+            self.tally.foreign += 1
+            connection.close()
+        elif len(self.clients) >= MAX_CLIENTS:
+            # Closed at once, it goes on by itself with a connection of its own; left waiting, it would hang.
+            log.info("%d clients are here already: process %d is turned away", len(self.clients), pid)
+            self.tally.surplus += 1
+            connection.close()
+        else:
+            self.tally.clients += 1
+            client = Client(self, connection, pid=pid, uid=uid)
+            self.clients.add(client)
+            self.lifetime.came()
+            client.start()
+
+    async def _drain(self) -> None:
+        """The server is gone: who waits for it knows at once, and who has output to write when that is written."""
+        self.stop_listening()
+        for client in tuple(self.clients):
+            if client.purpose == "control":
+                client.close()
+        going = [asyncio.ensure_future(client.gone.wait()) for client in self.clients]
+        if going:
+            await asyncio.wait(going, timeout=DRAIN_S)
+        for wait in going:
+            wait.cancel()
+
+    def _hang_up(self, reason: str) -> None:
+        for client in tuple(self.clients):
+            client.close()
+        self.forwards.close_all()
+        self.incoming.close()
+        if self.engine.lost is None:
+            self.engine.disconnect(reason)
