@@ -19,17 +19,34 @@ _sshmux() {
     local words='-F -p -l -S -o -h --help'
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        mapfile -t COMPREPLY < <(compgen -W 'check -V -h --help' -- "$current")
+        mapfile -t COMPREPLY < <(compgen -W \
+            'check start list status top forward cancel stop exit config -V -h --help' -- "$current")
         return
     fi
     case $previous in
-        -F | -S) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
-        -p | -l | -o) ;;
-        *)
-            [[ $current == -* ]] || words=$(_sshmux_hosts)
-            mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+        -F | -S)
+            mapfile -t COMPREPLY < <(compgen -f -- "$current")
+            return
             ;;
+        --persist)
+            mapfile -t COMPREPLY < <(compgen -W 'yes no' -- "$current")
+            return
+            ;;
+        -p | -l | -o | -L | -R | -D) return ;;
     esac
+    case ${COMP_WORDS[1]} in
+        start) words+=' -A -f --persist --json' ;;
+        list) words='-F --json -h --help' ;;
+        status) words+=' --json' ;;
+        top) words+=' --once' ;;
+        forward | cancel) words+=' -L -R -D' ;;
+        exit) words+=' --now' ;;
+    esac
+    if [[ $current != -* ]]; then
+        [[ ${COMP_WORDS[1]} == list ]] && return
+        words=$(_sshmux_hosts)
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
 }
 
 complete -F _sshmux sshmux

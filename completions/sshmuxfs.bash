@@ -1,6 +1,7 @@
 # bash completion for sshmuxfs(1)
 
 _sshmuxfs_own_options='
+    share= downstream= upstream= password_stdin ssh_command=
     ro rw nosuid suid nodev dev noexec exec sync async dirsync noatime atime auto_unmount fsname= nonempty
     allow_other allow_root default_permissions uid= gid= umask= idmap= contain_symlinks no_contain_symlinks
     transform_symlinks follow_symlinks disable_hardlink attr_timeout= entry_timeout= negative_timeout= dir_cache=
@@ -99,7 +100,7 @@ _sshmuxfs() {
         -o:* | *:-o*) _sshmuxfs_options "$current" ;;
         -[FS]:*) _sshmuxfs_reply "$current" < <(compgen -f -- "$current") ;;
         -[pl]:*) ;;
-        *:-*) _sshmuxfs_reply "$current" < <(compgen -W '-o -p -l -F -S -C -f -d -s -h -V --debug --help --version' -- "$current") ;;
+        *:-*) _sshmuxfs_reply "$current" < <(compgen -W '-o -p -l -F -S -C -A -f -d -s -h -V --debug --help --version' -- "$current") ;;
         *)
             compopt -o nospace 2>/dev/null
             if ((places == 0)); then

@@ -16,7 +16,6 @@ from __future__ import annotations
 import enum
 import errno
 import os
-import select
 import shlex
 import socket
 import stat
@@ -27,16 +26,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from mux.errors import RemoteProtocolError, printable
-from mux.protocol.control import ControlClient, Signal, State
-from mux.protocol.messages import Alive, AliveCheck
+
+from .conversation import Conversation, HungUp
 
 LONGEST_PATH_BYTES: Final = 107  # Linux has 108 for the path of a unix socket, and OpenSSH keeps one of them for a NUL
+# A socket is bound under a name with a dot and 16 random characters behind it first, by OpenSSH as by us.
+LONGEST_PUBLISHED_BYTES: Final = LONGEST_PATH_BYTES - 17
 HELLO_DEADLINE_S: Final = 2.0  # a master greets within milliseconds, unless it waits for a person (`ControlMaster ask`)
 
 _RETRY_S: Final = (
     0.02  # between attempts at a full queue: poll() says nothing useful of a unix socket not yet connected
 )
-_READ_BYTES: Final = 4096
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _KINDS: Final = {
     stat.S_IFREG: "a regular file",
@@ -82,10 +82,6 @@ class _Verdict(Exception):
         self.detail = detail
 
 
-class _HungUp(Exception):
-    """The other end closed before it had answered."""
-
-
 def probe(path: str, *, deadline_s: float = HELLO_DEADLINE_S) -> Probe:
     """Look at `path`, connect, greet, and ask for a sign of life. What is found is no error.
 
@@ -104,7 +100,7 @@ def probe(path: str, *, deadline_s: float = HELLO_DEADLINE_S) -> Probe:
             except ConnectionRefusedError:
                 if _is_still(path, found):
                     raise _nobody_listens(path, found) from None
-            except (_HungUp, ConnectionResetError, BrokenPipeError):
+            except (HungUp, ConnectionResetError, BrokenPipeError):
                 if _is_still(path, found):
                     text = f"What listens at {shown(path)} hangs up without a greeting, as no ssh master of yours does."
                     raise _Verdict(Found.NOT_A_MASTER, text) from None
@@ -183,17 +179,31 @@ def _nobody_listens(path: str, found: os.stat_result) -> _Verdict:
     return _Verdict(Found.FOREIGN, f"{text} It belongs to root, who can remove it.")
 
 
+def connect(path: str, *, deadline_s: float = HELLO_DEADLINE_S) -> socket.socket:
+    """Connect to what a probe found LIVE, and check once more whose process it is; nothing is sent.
+
+    The socket does not block. Raises OSError when it cannot be connected to any more (a `TimeoutError` when its queue
+    stays full), and PermissionError when the process belongs to somebody else.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _connect(connection, path, time.monotonic() + deadline_s)
+    except _Verdict as verdict:
+        connection.close()
+        refusal = PermissionError if verdict.found is Found.FOREIGN else TimeoutError
+        raise refusal(verdict.detail) from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _ask(path: str, deadline: float) -> int:
-    """Connect and return the pid that the master tells. Raises what connecting can raise, `_HungUp` and `_Verdict`."""
+    """Connect and return the pid that the master tells. Raises what connecting can raise, `HungUp` and `_Verdict`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
             _connect(connection, path, deadline)
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            _, uid, _ = _UCRED.unpack(credentials)
-            if not _trusted(uid):
-                text = f"A process of user {uid} listens at {shown(path)}, and you are {os.geteuid()}."
-                raise _Verdict(Found.FOREIGN, f"{text} It was sent nothing.")
-            return _converse(connection, deadline)
+            return Conversation(connection).alive(deadline_s=deadline - time.monotonic())
     except TimeoutError:
         text = (
             f"What listens at {shown(path)} gives no answer. It may be stopped, hang, or wait for someone to answer it."
@@ -210,9 +220,11 @@ def _ask(path: str, deadline: float) -> int:
 
 
 def _connect(connection: socket.socket, path: str, deadline: float) -> None:
+    """Connect, and make sure that the process behind it is ours or root's. Raises OSError and `_Verdict`."""
     while True:
         try:
-            return connection.connect(path)
+            connection.connect(path)
+            break
         except BlockingIOError:
             if time.monotonic() + _RETRY_S > deadline:
                 text = (
@@ -220,29 +232,8 @@ def _connect(connection: socket.socket, path: str, deadline: float) -> None:
                 )
                 raise _Verdict(Found.FULL, f"{text} or end it.") from None
             time.sleep(_RETRY_S)
-
-
-def _converse(connection: socket.socket, deadline: float) -> int:
-    """Greet, and return the pid the master tells. Raises `TimeoutError`, `_HungUp` and `RemoteProtocolError`."""
-    client = ControlClient()
-    while True:
-        event = client.next_event()
-        if isinstance(event, Alive):
-            return event.pid
-        if event is Signal.ENDED:
-            raise _HungUp
-        if client.state is State.READY:
-            client.send(AliveCheck(client.new_request_id()))
-        for data, _ in client.data_to_send():
-            connection.sendall(data)  # a few bytes into an empty socket: it never has to wait
-        if event is Signal.NEED_DATA:
-            _wait_readable(connection, deadline)
-            client.receive(connection.recv(_READ_BYTES))
-
-
-def _wait_readable(connection: socket.socket, deadline: float) -> None:
-    left_s = deadline - time.monotonic()  # asked first: a peer that never stops talking must not outrun the deadline
-    readable = select.poll()
-    readable.register(connection, select.POLLIN)
-    if left_s <= 0 or not readable.poll(left_s * 1000):
-        raise TimeoutError
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(credentials)
+    if not _trusted(uid):
+        text = f"A process of user {uid} listens at {shown(path)}, and you are {os.geteuid()}."
+        raise _Verdict(Found.FOREIGN, f"{text} It was sent nothing.")

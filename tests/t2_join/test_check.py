@@ -14,6 +14,7 @@ from tests.support.sshd import HOST, Sshd
 
 COMMAND_DEADLINE_S = 30.0
 USAGE = 2
+NOTHING_TO_SHARE = 1
 
 
 def sshmux(sshd: Sshd, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ def test_our_own_path(sshd: Sshd) -> None:
 
 def test_nothing_is_there(sshd: Sshd) -> None:
     done = check(sshd, HOST)
-    assert (done.stdout, done.returncode) == ("", 1)
+    assert (done.stdout, done.returncode) == ("", NOTHING_TO_SHARE)
     first, second = done.stderr.splitlines()
     assert first.startswith(f"sshmux: no connection to {HOST} can be joined. Nothing is at {sshd.control_dir}/")
     assert second == f"sshmux: start a connection to share: ssh -fNM -F {sshd.ssh_config} -- {HOST}"
@@ -67,7 +68,7 @@ def test_nothing_is_there(sshd: Sshd) -> None:
 
 def test_a_user_and_a_port_are_another_connection(sshd: Sshd, master: Master) -> None:
     for arguments in (["-l", "other", HOST], [f"other@{HOST}"], ["-p", "9", HOST], ["-o", "HostName=127.0.0.2", HOST]):
-        assert check(sshd, *arguments).returncode == 1
+        assert check(sshd, *arguments).returncode == NOTHING_TO_SHARE
 
 
 def test_the_reasons(sshd: Sshd, master: Master, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_the_reasons(sshd: Sshd, master: Master, tmp_path: Path) -> None:
     assert "gives no answer" in frozen.stderr
     master.kill()
     assert "nobody listens" in check(sshd, HOST).stderr
-    assert frozen.returncode == check(sshd, HOST).returncode == 1
+    assert frozen.returncode == check(sshd, HOST).returncode == NOTHING_TO_SHARE
 
 
 @pytest.mark.parametrize(

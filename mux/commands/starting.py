@@ -1,0 +1,97 @@
+"""`sshmux start`: log in here and now, and leave the connection to a process in the background.
+
+The one rule: it ends when the connection can be shared, or tells why it cannot. What is there already is as good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Final
+
+from mux.downstream.start import Reached, Search, Terms
+from mux.errors import ExitCode, JoinError
+from mux.rendezvous.roles import Wish
+from mux.rendezvous.sockets import shown
+from mux.rendezvous.target import option_name
+
+from .reach import resolve_host, say, ssh_options
+
+# Read from standard input by `-o password_stdin`; the longest that OpenSSH asks for has 1023 (readpass.c).
+_LONGEST_PASSWORD_BYTES: Final = 1023
+_PASSWORD_OPTION: Final = "password_stdin"
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Find or start the connection, and say on stdout where it is."""
+    password = _password() if _take_password_option(arguments) else None
+    if arguments.forward_agent:
+        arguments.options.insert(0, "ForwardAgent=yes")
+    wish = Wish.of(ssh_options(arguments))
+    if not wish.share:
+        raise JoinError("with -S none nobody could find the connection that is started", ExitCode.USAGE)
+    terms = Terms(
+        foreground=arguments.foreground,
+        batch=False,
+        persist=arguments.persist,
+        explicit_start=True,
+        password=password,
+        debug=arguments.foreground,
+    )
+    reached = Search(resolve_host(arguments), wish, terms, say).run()
+    if reached.leash is None or reached.pid is None:
+        _tell(reached, as_json=arguments.json)
+        return ExitCode.OK
+    ended = _end_together(reached.pid)
+    _tell(reached, as_json=arguments.json)
+    reached.leash.wait()
+    return ExitCode.INTERRUPTED if ended else ExitCode.OK
+
+
+def _end_together(pid: int) -> list[int]:
+    """Have what would end this process end the upstream in the foreground; returns where such signals are noted.
+
+    `pid` is our child, not waited for yet, so that the number is its own. Ctrl-C it takes for somebody else's as long
+    as it has a starter, so it is told in words of its own.
+    """
+    noted: list[int] = []
+    process = os.pidfd_open(pid)  # open until the end of the program, as the handlers are
+
+    def pass_on(number: int, _: object) -> None:
+        noted.append(number)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    return noted
+
+
+def _take_password_option(arguments: argparse.Namespace) -> bool:
+    """Take `-o password_stdin` out of the options, which ssh does not know."""
+    others = [option for option in arguments.options if option_name(option).lower() != _PASSWORD_OPTION]
+    found = len(others) < len(arguments.options)
+    arguments.options = others
+    return found
+
+
+def _password() -> str:
+    """The first line of standard input, without its end."""
+    line = sys.stdin.buffer.readline(_LONGEST_PASSWORD_BYTES + 2)
+    password = line.rstrip(b"\r\n")
+    if not password or len(password) > _LONGEST_PASSWORD_BYTES:
+        raise JoinError("-o password_stdin: there is no password on standard input", ExitCode.USAGE)
+    return os.fsdecode(password)
+
+
+def _tell(reached: Reached, *, as_json: bool) -> None:
+    if as_json:
+        told = {"path": reached.path, "pid": reached.pid, "started": reached.started}
+        print(json.dumps(told), flush=True)
+    else:
+        word = "started" if reached.started else "running"
+        print(f"Master {word} (pid={reached.pid}) at {shown(reached.path)}", flush=True)

@@ -1,0 +1,85 @@
+"""The command line of every subcommand: help, mistakes, and what is suggested."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.master import Master
+from tests.support.sshd import HOST, Sshd
+from tests.t3_commands.command import OK, SSH_FAILED, USAGE, sshmux
+
+ABOUT_A_HOST = ["check", "start", "status", "top", "forward", "cancel", "stop", "exit", "config"]
+
+
+@pytest.mark.parametrize("command", [*ABOUT_A_HOST, "list"])
+def test_help(sshd: Sshd, command: str) -> None:
+    done = sshmux(sshd, command, "-h")
+    assert (done.stderr, done.returncode) == ("", OK)
+    assert done.stdout.startswith(f"usage: sshmux {command} ")
+    assert command in sshmux(sshd, "-h").stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("chek", "check"),
+        ("ls", "list"),
+        ("Status", "status"),
+        ("forwards", "forward"),
+        ("kill", None),
+        ("\x1b[2J", None),
+    ],
+)
+def test_a_command_that_does_not_exist(sshd: Sshd, typed: str, meant: str | None) -> None:
+    done = sshmux(sshd, typed, HOST)
+    assert (done.stdout, done.returncode) == ("", USAGE)
+    advice = f"did you mean '{meant}'?" if meant else "there are check, start, list, "
+    assert advice in done.stderr and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([command, "-x"] for command in ABOUT_A_HOST),
+        *([command, "-p", "0", HOST] for command in ABOUT_A_HOST),
+        *([command, "a b"] for command in ABOUT_A_HOST if command not in ("forward", "cancel")),
+        *([command] for command in ABOUT_A_HOST if command != "top"),
+        ["list", HOST],
+        ["forward", HOST],
+        ["forward", "-L", "nonsense", HOST],
+        ["cancel", "-D", "x", HOST],
+        ["exit", "--no", HOST],
+        ["start", "--persist", "soon", HOST],
+        ["start", "-S", "none", HOST],
+        ["start", "-o", "password_stdin", HOST],
+    ],
+)
+def test_mistakes(sshd: Sshd, arguments: list[str]) -> None:
+    done = sshmux(sshd, *arguments)
+    assert (done.stdout, done.returncode) == ("", USAGE)
+    assert done.stderr.splitlines()[-1].startswith("sshmux: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "status", "top", "stop", "exit"])
+def test_nothing_is_there(sshd: Sshd, command: str) -> None:
+    done = sshmux(sshd, command, "-F", str(sshd.ssh_config), HOST)
+    assert (done.stdout, done.returncode) == ("", 1 if command == "check" else SSH_FAILED)
+    assert done.stderr.startswith(f"sshmux: no connection to {HOST} can be joined. ")
+
+
+def test_a_reader_who_has_had_enough(sshd: Sshd, master: Master) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mux", "check", "-F", str(sshd.ssh_config), HOST],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=sshd.environment(),
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, complaint = process.communicate(timeout=30)
+    assert (complaint, process.returncode) == (b"", SSH_FAILED)
