@@ -1,0 +1,343 @@
+"""Clients who speak the connection protocol themselves: their sockets, joined to the connection by `protocol.nat`.
+
+They are proxy clients (`ssh -O proxy`, after MUX_S_PROXY) and PuTTY's tools (after their greeting).
+
+One rule: nothing here waits. The client is read in pieces of bounded size; while the connection has enough it stands
+in the same row as everybody who sends (`channels.Turns`), so that a flood gets its turns and no more. What it does not
+read is bounded by what is lent to it (`protocol.shares`), and while it leaves answers unread it is not read from. A
+client that breaks the protocol is told why by DISCONNECT, as a server would, and is cut off alone.
+
+Bytes are not copied on their way: packets of the client are views of one buffer that all relays share, and go from it
+under the cipher; those of the server go from the cipher's output into one gathering write per turn of the loop, small
+ones joined. Imported by `clients.py` and `putty.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import weakref
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Protocol
+
+from mux.errors import RemoteProtocolError, printable
+from mux.protocol.dialects import PROXY_MODE, Dialect
+from mux.protocol.nat import Nat, NatChannel
+from mux.protocol.packets import LARGEST_FRAME_BYTES
+from mux.protocol.shares import Shares
+from mux.protocol.sides import Body, GiveUp, Key, Taker
+from mux.protocol.wire import string, u32
+
+from .channels import Turns
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .incoming import Incoming
+
+READ_BYTES: Final = 128 << 10  # of one turn: four packets of data, and half of what stops the producers
+JOINED_BYTES: Final = 4 << 10  # up to here a copy costs less than a buffer more in the write
+TAIL_BYTES: Final = 64 << 10  # small packets joined in one buffer
+GATHERED: Final = 64  # buffers of one write: more than a turn of the loop brings
+# Answers and other packets without data that the client leaves unread; then it is not read from. It may have asked
+# some thousand questions by then.
+UNREAD_BYTES: Final = 256 << 10
+# Over all that is lent to a client, with the frames around it; a server that sends more breaks the rules.
+MAX_QUEUED_BYTES: Final = 160 << 20
+# In one packet that is not data: what OpenSSH's packet layer takes, less its own padding and type; and what everybody
+# has to take (RFC 4253 section 6.1: 35000 bytes, of which a padding and a MAC may take their parts).
+LARGEST_OPENSSH_REQUEST_BYTES: Final = LARGEST_FRAME_BYTES - 512
+LARGEST_REQUEST_BYTES: Final = 34000
+
+DISCONNECT: Final = 1  # SSH_MSG_DISCONNECT and two of its reasons: RFC 4253 section 11.1
+PROTOCOL_ERROR: Final = 2
+BY_APPLICATION: Final = 11
+
+log = logging.getLogger(__name__)
+
+
+class Shared(Protocol):
+    """What is needed of `upstream.Upstream`."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def incoming(self) -> Incoming: ...
+
+
+_SHARES: weakref.WeakKeyDictionary[Engine, Shares] = weakref.WeakKeyDictionary()
+# Where every relay's socket is read into, one at a time: the longest frame, begun before, and the piece that ends it.
+_BUFFER: Final = memoryview(bytearray(4 + LARGEST_FRAME_BYTES + READ_BYTES))
+
+
+class Relay:
+    """One such client, until it or the connection has gone. The socket is closed here.
+
+    received_bytes, sent_bytes   on the client's socket: from the server, and to it
+    description                  one line for lists
+    """
+
+    def __init__(
+        self,
+        upstream: Shared,
+        connection: socket.socket,
+        rest: bytes,
+        on_end: Callable[[], None],
+        dialect: Dialect = PROXY_MODE,
+    ) -> None:
+        """`rest`: what came behind the request. `on_end` is called once, unless `hang_up` was called before."""
+        engine = upstream.engine
+        self.description = dialect.name
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._framing = dialect.framing
+        self._engine = engine
+        self._incoming = upstream.incoming
+        self._socket = connection
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._turns = Turns.of(engine)
+        openssh = engine.facts().server_version.startswith("SSH-2.0-OpenSSH_")
+        self._nat = Nat(
+            engine,
+            self,
+            self,
+            _SHARES.setdefault(engine, Shares()),
+            largest_request_bytes=LARGEST_OPENSSH_REQUEST_BYTES if openssh else LARGEST_REQUEST_BYTES,
+            dialect=dialect,
+        )
+        self._rest = rest
+        self._out: deque[Body | bytearray] = deque()
+        self._tail: bytearray | None = None
+        self._queued_bytes = 0
+        self._ended = False
+        self._reading = False
+        self._writing = False
+        self._flush_due = False
+        self._in_row = False
+        self._x11: asyncio.Task[None] | None = None
+        connection.setblocking(False)
+        self._loop.call_soon(self._take_up)
+
+    @property
+    def channels(self) -> list[NatChannel]:
+        """Its channels; what is left of a client that has gone among them."""
+        return list(self._nat.channels.values())
+
+    @property
+    def forwardings(self) -> list[tuple[bytes, Key]]:
+        """Where the server listens for it: the kind of channel that comes from there, and the place."""
+        return [(forwarding.kind.channel, forwarding.key) for forwarding in self._nat.requests.held]
+
+    def hang_up(self) -> None:
+        """End it: its channels are closed, its forwardings cancelled. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        self._read_on(False)
+        self._write_on(False)
+        self._socket.close()
+        self._out.clear()
+        self._rest = b""
+        if self._x11 is not None:
+            self._x11.cancel()
+        self._nat.end()
+
+    def dismiss(self, reason: str) -> None:
+        """End it, and tell the client why as far as its socket takes it."""
+        if not self._ended:
+            self._say_goodbye(reason, BY_APPLICATION)
+            self._end()
+
+    def _cut(self, reason: str, code: int) -> None:
+        """End it from this side, for what it or the server did."""
+        if self._ended:
+            return
+        log.info("a %s client is cut off: %s", self.description, reason)
+        self._say_goodbye(reason, code)
+        self._end()
+
+    def _say_goodbye(self, reason: str, code: int) -> None:
+        text = string(printable(reason).encode()) + string(b"")
+        self.deliver(DISCONNECT, u32(code) + text, b"")
+        self._send()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self.hang_up()
+            self._on_end()
+
+    # What comes from the client
+
+    def take_turn(self) -> None:
+        """The connection takes another piece (`channels.Turns`)."""
+        self._in_row = False
+        if not self._ended and not self._nat.stalled:
+            self._read_piece()
+
+    def _readable(self) -> None:
+        if self._engine.paused:
+            self._read_on(False)
+            self._in_row = True
+            self._turns.wait(self)
+        else:
+            self._read_piece()
+
+    def _read_piece(self) -> None:
+        begun = len(self._rest)
+        try:
+            count = self._socket.recv_into(_BUFFER[begun:], READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return self._watch()
+        except OSError:
+            return self._end()
+        if not count:  # half a hang-up is one: nothing of the client's could be closed otherwise
+            return self._end()
+        self.sent_bytes += count
+        _BUFFER[:begun] = self._rest
+        self._take(_BUFFER[: begun + count])
+        return self._watch()
+
+    def _take_up(self) -> None:
+        """Go on with what has come already."""
+        if not self._ended:
+            self._take(memoryview(self._rest))
+            self._watch()
+
+    def _take(self, data: memoryview) -> None:
+        """Take the packets of `data`, and keep what is not a whole one."""
+        nat = self._nat
+        start = 0
+        try:
+            while not nat.stalled and (frame := self._framing.next(data, start)) is not None:
+                kind, payload, start = frame
+                if kind == DISCONNECT:
+                    return self._end()
+                nat.receive(kind, payload)
+        except RemoteProtocolError as error:
+            return self._cut(str(error), PROTOCOL_ERROR)
+        if not self._ended:
+            self._rest = bytes(data[start:])
+        return None
+
+    def _watch(self) -> None:
+        """Read on, unless that has to wait for something that will call here again."""
+        if self._ended or self._in_row:
+            return
+        unread = self._queued_bytes - self._nat.loans.waiting_bytes
+        self._read_on(not self._nat.stalled and not self._nat.busy and unread <= UNREAD_BYTES)
+
+    # What goes to the client (`sides.Client`)
+
+    def deliver(self, kind: int, first: bytes, rest: Body) -> None:
+        """Send a packet, with what else this turn of the loop brings."""
+        size = len(rest)
+        head = self._framing.pack(kind, first, size)
+        tail = self._tail
+        if tail is None or len(tail) > TAIL_BYTES:
+            tail = self._tail = bytearray()
+            self._out.append(tail)
+        tail += head
+        if size <= JOINED_BYTES:
+            tail += rest
+        else:
+            self._out.append(rest)
+            self._tail = None
+        self._queued_bytes += len(head) + size
+        if not self._flush_due and not self._writing:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def fail(self, reason: str) -> None:
+        """The server broke the protocol, or has gone."""
+        self._loop.call_soon(self._cut, reason, BY_APPLICATION)
+
+    def ready(self) -> None:
+        """What the client's next packets had to wait for is there."""
+        if self._nat.stalled or self._nat.busy or self._reading:
+            return
+        self._loop.call_soon(self._take_up)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._ended:
+            return
+        if not self._send():
+            return self._end()
+        if self._queued_bytes > MAX_QUEUED_BYTES:
+            return self._cut(f"{self._queued_bytes} bytes wait for it, more than it was lent", BY_APPLICATION)
+        self._nat.loans.read_up(self._queued_bytes)
+        self._write_on(bool(self._out))
+        return self._watch()
+
+    def _send(self) -> bool:
+        """Write what the socket takes; False when the client has gone."""
+        out = self._out
+        self._tail = None
+        try:
+            while out:
+                self._drop(self._socket.sendmsg(islice(out, GATHERED), (), socket.MSG_NOSIGNAL))
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            return False
+        return True
+
+    def _drop(self, count: int) -> None:
+        """Forget the first bytes of what waits: they are written."""
+        out = self._out
+        self.received_bytes += count
+        self._queued_bytes -= count
+        while count:
+            first = out[0]
+            size = len(first)
+            if count >= size:
+                out.popleft()
+                count -= size
+            else:
+                out[0] = memoryview(first)[count:]
+                return
+
+    # What the owner allows (`sides.Rules`)
+
+    def claim(self, kind: bytes, key: Key, taker: Taker) -> GiveUp:
+        """Channels that the server opens for a forwarding of this client's are its own."""
+        return self._incoming.claim(kind, key, taker)
+
+    def agent(self) -> bool:
+        """Whether the owner's options allow the agent."""
+        return self._incoming.agent()
+
+    def x11(self, then: Callable[[bytes | None], None]) -> None:
+        """Ask for X11 as a session of our own would, with the owner's display and a cookie of ours."""
+
+        async def ask() -> None:
+            body = None
+            try:
+                body = await self._incoming.x11.request()
+            except Exception:
+                log.exception("X11 for a %s client met with a fault", self.description)
+            self._x11 = None
+            then(body)
+
+        self._x11 = self._loop.create_task(ask())
+
+    # Registrations
+
+    def _read_on(self, on: bool) -> None:
+        if on != self._reading:
+            self._reading = on
+            if on:
+                self._loop.add_reader(self._socket.fileno(), self._readable)
+            else:
+                self._loop.remove_reader(self._socket.fileno())
+
+    def _write_on(self, on: bool) -> None:
+        if on != self._writing:
+            self._writing = on
+            if on:
+                self._loop.add_writer(self._socket.fileno(), self._flush)
+            else:
+                self._loop.remove_writer(self._socket.fileno())
