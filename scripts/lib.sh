@@ -25,6 +25,7 @@ rsync|command -v rsync
 sqlite3|command -v sqlite3
 make|command -v make
 tar|command -v tar
+xauth|command -v xauth
 '
 needs_bench='
 sshfs|command -v sshfs

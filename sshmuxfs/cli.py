@@ -4,7 +4,7 @@ The rule of this file: the command returns when the mount works, with 0, or when
 and an exit code that says of what kind (`mux.errors.ExitCode`). The background half keeps the terminal until the mount
 works, so that it is one Ctrl-C that ends both; then it lets go of everything.
 
-Imports are late: a wrong option is told before anything heavy is loaded.
+Imports are late: a wrong option is told before anything heavy is loaded, and a connection is looked for meanwhile.
 """
 
 from __future__ import annotations
@@ -47,12 +47,20 @@ def _say(line: str) -> None:
 
 
 def _mount(options: Options, announce: Callable[[], None]) -> int:
-    from sshmuxfs import mount, mountpoint
+    from sshmuxfs import mountpoint
+    from sshmuxfs.approach import Approach
 
     try:
         mountpoint.refuse_inside(mountpoint.located(options.mountpoint), {"the log file": options.log_file})
         _log_to(options)
-        mount.run(options, announce, _say)
+        place = mountpoint.prepare(options.mountpoint, allow_nonempty=options.nonempty)
+        approach = Approach.begin(options, place, _say)
+        try:
+            from sshmuxfs import mount
+
+            mount.run(options, place, approach, announce, _say)
+        finally:
+            approach.abandon()
     except SharingError as error:
         return _refuse(error)
     return ExitCode.OK

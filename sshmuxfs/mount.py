@@ -1,4 +1,4 @@
-"""A mount from birth to death: place looked at, connection joined, sftp ready, mounted, told, served, unmounted.
+"""A mount from birth to death: connection joined, sftp ready, mounted, told, served, unmounted.
 
 The rules of this file:
 - Connect first, mount after: nothing is mounted until every question that can fail has been answered.
@@ -22,10 +22,13 @@ import pyfuse3
 import trio
 
 from mux.downstream.join import join
+from mux.downstream.openssh import SessionStream
+from mux.downstream.start import Leash
 from mux.errors import ExitCode, SharingError, printable
-from mux.rendezvous.roles import Wish
-from mux.rendezvous.target import Target, ignored_options, resolve
+from mux.rendezvous.target import ignored_options
+from mux.scheduling import ask_for_short_turns
 from sshmuxfs import mountpoint, turns
+from sshmuxfs.approach import Approach
 from sshmuxfs.names import Names
 from sshmuxfs.operations import Manners, Operations
 from sshmuxfs.options import Options
@@ -62,40 +65,49 @@ class Plan:
 
     options: Options
     place: str
-    target: Target
+    approach: Approach
     announce: Callable[[], None]
     warn: Callable[[str], None]
 
 
-def run(options: Options, announce: Callable[[], None], warn: Callable[[str], None]) -> None:
-    """Mount and serve until unmounted; for `announce` and `warn` see `Plan`.
+def run(
+    options: Options, place: str, approach: Approach, announce: Callable[[], None], warn: Callable[[str], None]
+) -> None:
+    """Mount at `place`, which was looked at, and serve until unmounted; for `announce` and `warn` see `Plan`.
 
-    Raises SharingError for whatever stood in the way.
+    Raises SharingError for whatever stood in the way. In the foreground it returns when a connection that was started
+    there has ended as well: others may still ride on it.
     """
-    place = mountpoint.prepare(options.mountpoint, allow_nonempty=options.nonempty)
-    target = resolve(options.host, options.user, options.ssh)
     os.chdir("/")
-    refusal = trio.run(_live, Plan(options, place, target, announce, warn))
+    leashes: list[Leash] = []
+    try:
+        refusal = trio.run(_live, Plan(options, place, approach, announce, warn), leashes)
+    finally:
+        for leash in leashes:
+            leash.wait()
     if refusal is not None:
         raise refusal
 
 
-async def _live(plan: Plan) -> SharingError | None:
-    """Run until the mount is gone; return what stood in the way of it (a nursery would wrap an exception)."""
+async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
+    """Run until the mount is gone; return what stood in the way of it (a nursery would wrap an exception).
+
+    `leashes` gets that of an upstream in the foreground.
+    """
     refusal: SharingError | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             mounted: list[Operations] = []
             nursery.start_soon(_end_on_signals, signals, mounted, nursery.cancel_scope)
             try:
-                await _serve(plan, nursery, mounted)
+                await _serve(plan, nursery, mounted, leashes)
             except trio.Cancelled:
                 refusal = MountError("interrupted", ExitCode.INTERRUPTED)
                 raise
             except SharingError as error:
                 refusal = error
             except (ChannelLost, RequestTimeout, StatusError, DecodeError) as error:
-                refusal = MountError(f"{printable(plan.target.typed)}: {error}", ExitCode.PROTOCOL)
+                refusal = MountError(f"{printable(plan.approach.target.typed)}: {error}", ExitCode.PROTOCOL)
             finally:
                 nursery.cancel_scope.cancel()
     return refusal
@@ -112,21 +124,30 @@ async def _end_on_signals(signals: AsyncIterator[int], mounted: list[Operations]
         pyfuse3.terminate()
 
 
-async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -> None:
+async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], leashes: list[Leash]) -> None:
     """Join, mount, serve, unmount. `mounted` holds the operations while there is a mount."""
-    options = plan.options
-    joined = await join(plan.target, Wish.of(options.ssh))
+    options, approach = plan.options, plan.approach
+    joined = await join(approach.target, approach.wish, approach.terms, plan.warn, approach.running, keep=True)
+    if joined.leash is not None:
+        leashes.append(joined.leash)
     mountpoint.refuse_inside(plan.place, {"the control path": joined.path})
     unheard = ignored_options(options.ssh)
-    if unheard:
+    if unheard and not joined.started:
         where = printable(joined.path)
         plan.warn(f"{', '.join(unheard)}: no effect on a connection that is already open (joined at {where})")
     if options.allow_other and not options.default_permissions:
         plan.warn("allow_other without default_permissions: every user of this machine acts as the login on the server")
     for line in options.warnings:
         log.debug(line)
+    streams: list[SessionStream] = []
+
+    async def open_stream() -> SessionStream:
+        stream = await joined.open_sftp(options.sftp_server)
+        streams[:] = [stream]
+        return stream
+
     link = Link(
-        lambda: joined.open_sftp(options.sftp_server),
+        open_stream,
         lambda stream: Client(
             stream, deadline_s=options.deadline_s, max_read_bytes=options.max_read, max_write_bytes=options.max_write
         ),
@@ -138,6 +159,7 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
         client = await link.start()
         operations = await _prepare(options, link, client, plan.place)
         _mount(operations, options, plan.place)
+        ask_for_short_turns()
         link.watch(*_devices())
         if client.pace.shortest_s < NEAR_S:
             mountpoint.widen_read_ahead(plan.place)
@@ -151,6 +173,10 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations]) -
             pyfuse3.close(unmount=True)
     finally:
         link.close()
+        # Whoever holds the connection in front waits for its riders, of whom we are none from here on.
+        for stream in streams:
+            stream.close()
+        joined.let_go()
 
 
 async def _prepare(options: Options, link: Link, client: Client, place: str) -> Operations:

@@ -1,9 +1,9 @@
 """The place where a mount is to appear: what may be wrong with it, each said by name.
 
 The rule of this file: nothing below the mount point is opened or waited for; a dead mount of ours that is still in the
-way is taken away, anybody else's is left and named.
+way is taken away, anybody else's is left and named. It loads fast: the place is looked at before anything else happens.
 
-Imported by `sshmuxfs.mount`.
+Imported by `sshmuxfs.cli` and `sshmuxfs.mount`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mux.errors import ExitCode, SharingError, printable
-from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import OpenFlag, StatusError
+
+if TYPE_CHECKING:
+    from sshmuxfs.sftp.client import Client
 
 FS_TYPE = "fuse.sshmuxfs"
 _UNMOUNT_S = 10.0

@@ -17,8 +17,8 @@ USAGE: Final = "sshmuxfs [user@]host:[dir] mountpoint [options]"
 _COLUMNS: Final = 80
 _INDENT: Final = 28
 _ABOUT_SSH_OPTIONS: Final = (
-    "They decide which connection is found. What belongs to the connection itself, such as its "
-    "cipher, cannot be changed by who joins it; such options are named in a warning."
+    "They decide which connection is found, and how one is started. What belongs to the connection itself, "
+    "such as its cipher, cannot be changed by who joins it; such options are named in a warning."
 )
 
 
@@ -26,8 +26,8 @@ def help_text() -> str:
     """Return what `-h` prints: every option, by what it is about."""
     lines = [f"usage: {USAGE}", ""]
     lines += textwrap.wrap(
-        "Mounts a directory of a host through an SSH connection that is already open, "
-        "such as one started by `ssh -fNM host`. Unmount with `fusermount3 -u mountpoint`.",
+        "Mounts a directory of a host through an SSH connection that is already open, such as one "
+        "started by `ssh -fNM host`, or starts one that others can share. Unmount with `fusermount3 -u mountpoint`.",
         _COLUMNS,
     )
     lines += ["", *(line for flag in FLAGS for line in _entry(flag.usage, flag.help))]

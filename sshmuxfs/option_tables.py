@@ -34,6 +34,7 @@ class Kind(enum.Enum):
 class Group(enum.Enum):
     """The headings of the help, in its order."""
 
+    CONNECTION = "The connection"
     MOUNT = "The mount"
     OWNERS = "Owners and permissions"
     LINKS = "Links"
@@ -89,9 +90,10 @@ FLAGS: Final = (
     Flag("p", "port on the host (ssh's -p)", "PORT"),
     Flag("l", "user on the host (ssh's -l)", "USER"),
     Flag("F", "ssh's configuration file (ssh's -F)", "FILE"),
-    Flag("S", "control path of the connection to join, in place of the configured one (ssh's -S)", "PATH"),
+    Flag("S", "control path of the connection, in place of the configured one; none for a private one", "PATH"),
     Flag("C", "ask for compression (ssh's -C)"),
-    Flag("f", "stay in the foreground"),
+    Flag("A", "let clients of a connection started here forward the agent (ssh's -A)"),
+    Flag("f", "stay in the foreground, with a connection that is started"),
     Flag("d", "stay in the foreground and log everything", long="debug"),
     Flag("s", "accepted; there is one thread in any case"),
     Flag("h", "print this help and exit", long="help"),
@@ -140,7 +142,24 @@ def _refused(names: str, why: str, metavar: str = "") -> list[Option]:
     return [Option(name, Group.REFUSED, why, Kind.ANY, metavar) for name in names.split()]
 
 
+def _yes_no(name: str, field_name: str, text: str) -> Option:
+    return Option(name, Group.CONNECTION, text, Kind.WORD, "yes|no", (field_name,), words=_YES_NO)
+
+
 _HONOURED: Final = (
+    _yes_no(
+        "share", "share", "share a connection with others; no: a private one, with the options given (default: yes)"
+    ),
+    _yes_no("downstream", "may_downstream", "a connection that is open may be joined (default: yes)"),
+    _yes_no("upstream", "may_upstream", "where none can be joined, one may be started (default: yes)"),
+    _flag("password_stdin", Group.CONNECTION, "password_stdin", "read the password, one line, from standard input"),
+    _text(
+        "ssh_command",
+        Group.CONNECTION,
+        "ssh_command",
+        "COMMAND",
+        "let this ssh hold a connection that is started, with arguments of its own (default: built in)",
+    ),
     _flag("ro", Group.MOUNT, "read_only", "mount read-only"),
     _flag("rw", Group.MOUNT, "read_only", "mount for reading and writing (default)", False),
     _flag("nosuid", Group.MOUNT, "suid", "ignore set-user-id and set-group-id bits (default)", False),
@@ -299,7 +318,7 @@ _UNNEEDED: Final = (
         words={"2": 2},
         refused_words={"1": "version 1 of the SSH protocol is not spoken by any current ssh"},
     ),
-    *_unneeded("max_conns", "everything rides on the one connection that is joined", Kind.COUNT, "N"),
+    *_unneeded("max_conns", "everything rides on one shared connection", Kind.COUNT, "N"),
     *_unneeded("unreliable_append", "appending is done by the server"),
     *_unneeded("no_check_root", "DIR is looked at while mounting in any case"),
     *_unneeded("sync_readdir", "a listing is asked for in the order in which it is read"),
@@ -337,12 +356,10 @@ _UNNEEDED: Final = (
     *_unneeded("comment", "a comment in /etc/fstab", Kind.ANY, "TEXT"),
 )
 
-_OUTSIDE: Final = "the connection is one that ssh has opened; there is none of our own to carry differently"
+_OUTSIDE: Final = "the server is reached as ssh reaches it"
 
 _REFUSED: Final = (
     *_refused("delay_connect", "the mount appears when it works, so it connects first: use an automounter to wait"),
-    *_refused("password_stdin", "nothing logs in here: log in once with `ssh -fNM HOST`, and mount through that"),
-    *_refused("ssh_command", "no ssh is started: open the connection with the command you like", "COMMAND"),
     *_refused("passive slave", "the mount rides on a shared connection, not on stdin and stdout: use sshfs for that"),
     *_refused("directport", f"{_OUTSIDE}: use sshfs for a bare TCP port", "PORT"),
     *_refused("vsock", f"{_OUTSIDE}: use sshfs for a socket of a virtual machine", "CID:PORT"),

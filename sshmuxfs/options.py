@@ -17,7 +17,8 @@ import difflib
 import getopt
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -42,6 +43,11 @@ class Options:
     directory: str  # "" is the home directory; may begin with `~`
     mountpoint: str
     ssh: SshOptions
+    share: bool = True
+    may_downstream: bool = True
+    may_upstream: bool = True
+    password_stdin: bool = False
+    ssh_command: str | None = None  # as typed; its words are `ssh.program`
     foreground: bool = False
     debug: bool = False
     single_thread: bool = False
@@ -227,6 +233,8 @@ class _Draft:
                 self.ssh["control_path"] = value
             case "C":
                 self.ssh["compression"] = True
+            case "A":
+                self.ssh["forward_agent"] = True
             case "f":
                 self.values["foreground"] = True
             case "d":
@@ -267,8 +275,11 @@ class _Draft:
         """Put it all together, and see that nothing contradicts."""
         user, host, directory = split_source(source)
         _check_mountpoint(mountpoint)
-        ssh = SshOptions(**self.ssh, options=tuple(self.ssh_options))
+        command = self.values.get("ssh_command")
+        program = ("ssh",) if command is None else _words(command)
+        ssh = SshOptions(**self.ssh, options=tuple(self.ssh_options), program=program)
         _check_contradictions(user, ssh)
+        _check_sharing(self.values, ssh)
         values = {"log_level": "debug"} | self.values if self.values.get("debug") else self.values
         if values.get("allow_other") and values.get("allow_root"):
             raise UsageError("-o allow_other and -o allow_root contradict each other: allow_other lets root in as well")
@@ -309,6 +320,33 @@ def _check_contradictions(user: str | None, ssh: SshOptions) -> None:
     for one, first, other, second in pairs:
         if first is not None and second is not None and first != second:
             raise UsageError(f"{printable(one)} and {printable(other)} contradict each other: give one of them")
+
+
+def _check_sharing(values: Mapping[str, Any], ssh: SshOptions) -> None:
+    """See that what is said about the connection leaves a way to have one."""
+    path = ssh.explicit_control_path()
+    if not values.get("share", True):
+        if path is not None and path.lower() != "none":
+            raise UsageError(
+                f"-o share=no and the control path {_quoted(path)} contradict each other: give one of them"
+            )
+    elif not values.get("may_downstream", True) and not values.get("may_upstream", True):
+        raise UsageError(
+            "-o upstream=no and -o downstream=no together leave no connection to use",
+            hint="-o share=no starts a private one",
+        )
+    if values.get("password_stdin") and values.get("ssh_command"):
+        raise UsageError("-o password_stdin and -o ssh_command: ssh asks for passwords itself, at the terminal")
+
+
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UsageError(f"-o ssh_command={_quoted(command)}: {error}") from None
+    if not words:
+        raise UsageError(f"-o ssh_command={_quoted(command)} names no command")
+    return words
 
 
 def _value(option: Option, name: str, text: str | None) -> object:

@@ -1,7 +1,8 @@
 """Fixtures for every level: servers, masters, mounts, and the checks that run around each test.
 
-Scopes: `sshd` and `shared_master` live for the whole run; `master`, `mount` and the `make_*` factories for one test.
-A test that stops, kills or reconfigures something takes its own from a factory. Fixtures of the run are to be named
+Scopes: `sshd`, `shared_master` and `shared_upstream` live for the whole run; `master`, `mount` and the `make_*`
+factories for one test. A test that stops, kills or reconfigures something takes its own from a factory. Fixtures of the
+run are to be named
 in the test's own arguments (or those of its fixtures): one that is first asked for in the middle of a test looks like
 that test's leak.
 """
@@ -27,6 +28,7 @@ from tests.support.logs import LogWatch
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import Sshd
+from tests.support.upstream import Upstream
 
 # Time for pytest-timeout to end a test that can be interrupted.
 LATE_S = 5.0
@@ -127,6 +129,13 @@ def shared_master(sshd: Sshd) -> Iterator[Master]:
     """A master for the whole run, on a control path of its own; do not stop or kill it."""
     with Master(sshd, control_path=sshd.control_dir / "shared") as master:
         yield master
+
+
+@pytest.fixture(scope="session")
+def shared_upstream(sshd: Sshd) -> Iterator[Upstream]:
+    """Our own upstream for the whole run, on a control path of its own; do not stop or kill it."""
+    with Upstream(sshd, control_path=sshd.control_dir / "upstream") as upstream:
+        yield upstream
 
 
 @pytest.fixture

@@ -24,11 +24,13 @@ from .reach import resolve_host, say, ssh_options
 # Read from standard input by `-o password_stdin`; the longest that OpenSSH asks for has 1023 (readpass.c).
 _LONGEST_PASSWORD_BYTES: Final = 1023
 _PASSWORD_OPTION: Final = "password_stdin"
+_PUTTY_OPTION: Final = "putty"
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Find or start the connection, and say on stdout where it is."""
-    password = _password() if _take_password_option(arguments) else None
+    password = _password() if _take_option(arguments, _PASSWORD_OPTION) else None
+    putty = _wants_putty(_take_option(arguments, _PUTTY_OPTION))
     if arguments.forward_agent:
         arguments.options.insert(0, "ForwardAgent=yes")
     wish = Wish.of(ssh_options(arguments))
@@ -41,6 +43,7 @@ def start(arguments: argparse.Namespace) -> int:
         explicit_start=True,
         password=password,
         debug=arguments.foreground,
+        putty=putty,
     )
     reached = Search(resolve_host(arguments), wish, terms, say).run()
     if reached.leash is None or reached.pid is None:
@@ -71,12 +74,19 @@ def _end_together(pid: int) -> list[int]:
     return noted
 
 
-def _take_password_option(arguments: argparse.Namespace) -> bool:
-    """Take `-o password_stdin` out of the options, which ssh does not know."""
-    others = [option for option in arguments.options if option_name(option).lower() != _PASSWORD_OPTION]
-    found = len(others) < len(arguments.options)
-    arguments.options = others
-    return found
+def _take_option(arguments: argparse.Namespace, name: str) -> list[str]:
+    """Take an option of ours, which ssh does not know, out of the others; returns it as it was given."""
+    taken = [option for option in arguments.options if option_name(option).lower() == name]
+    arguments.options = [option for option in arguments.options if option not in taken]
+    return taken
+
+
+def _wants_putty(given: list[str]) -> bool:
+    """Whether PuTTY's tools are to find the connection: yes, unless `-o putty=no`."""
+    word = given[0].strip()[len(_PUTTY_OPTION) :].lstrip(" =").strip().lower() if given else "yes"
+    if word not in ("yes", "no"):
+        raise JoinError("-o putty is yes or no", ExitCode.USAGE)
+    return word == "yes"
 
 
 def _password() -> str:

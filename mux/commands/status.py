@@ -81,6 +81,8 @@ def text(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"{host}: {told['kind']} process {told['pid']}, up {age(told['age_s'])}"
     yield f"  path     {shown(str(told['path']))}"
     yield f"  login    {printable(str(told['user']))}@{printable(str(told['hostname']))} port {told['port']}"
+    if told.get("putty"):
+        yield f"  putty    {', '.join(printable(one['name']) for one in told['putty'])}"
     if told["kind"] == "sshmux":
         yield from _connection(told)
         yield from _channels(told["channels"])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from mux.errors import SharingError, printable
+from mux.rendezvous import putty
 from mux.rendezvous.sockets import HELLO_DEADLINE_S, Found, probe
 from mux.rendezvous.target import own_directories
 
@@ -30,6 +31,8 @@ _MOST_IN_A_DIRECTORY: Final = 256  # sockets; a directory with more of them is n
 
 # A master binds to a name of its own, which it links to the control path and removes (mux.c, muxserver_listen).
 _TEMPORARY: Final = re.compile(r"\.[A-Za-z0-9_]{6,16}$")
+
+_PUTTY: Final = putty.PARENT.format(user="")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,7 +78,9 @@ class Sockets:
                 continue
             process = known.setdefault(pid, processes.look(pid))
             if process is not None and (processes.is_ssh(process) or processes.is_ours(process)):
-                found[_control_path(one, process)] = (pid, process)
+                path = _control_path(one, process)
+                if not path.startswith(_PUTTY):  # our own door for PuTTY's tools, to a connection that has a path
+                    found[path] = (pid, process)
         return found
 
     def others(self) -> frozenset[str]:

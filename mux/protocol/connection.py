@@ -347,14 +347,28 @@ class Channel:
         count = len(body) - 4
         if count < 0 or int.from_bytes(body[:4], "big") != count:
             raise self._violation("data of another length than it says")
-        if self._eof_received:
-            raise self._violation("data after EOF or CLOSE")
+        return Data(stream, body[4:]) if self.expect(count) else None
+
+    def expect(self, count: int) -> bool:
+        """Account for CHANNEL_DATA of `count` bytes, which the caller takes by itself; False when it is to be dropped.
+
+        Raises `RemoteProtocolError` when the peer must not have sent it.
+        """
+        if self.state is not State.OPEN or self._eof_received:
+            raise self._violation("data before it was open, or after EOF or CLOSE")
         if count > self._window_bytes:
             raise self._violation(f"{count} bytes into a window of {self._window_bytes}")
         if count > self._packet_bytes:
             raise self._violation(f"{count} bytes in one packet of at most {self._packet_bytes}")
         self._window_bytes -= count
-        return None if self.close_sent else Data(stream, body[4:])
+        return not self.close_sent
+
+    def spend(self, count: int) -> None:
+        """Account for data that the caller sends in packets of its own making, within `room_bytes`."""
+        self._need(State.OPEN, "send data")
+        if self._eof_sent or self.close_sent or count > self.room_bytes:
+            raise LocalProtocolError(f"channel {self.number}: data after our own EOF or CLOSE, or beyond the window")
+        self.room_bytes -= count
 
     def _grow(self, count: int, reader: Reader) -> Event | None:
         reader.end()

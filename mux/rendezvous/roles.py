@@ -3,7 +3,8 @@
 The one rule: this is arithmetic. Nothing is looked at, started or removed here; the caller probes the `candidates`,
 hands in the probes in the same order, and does what comes back. Who becomes the upstream does it at the first
 candidate, where plain ssh looks as well. What is in the way there and not provably left over is never replaced: it is
-named.
+named. Only what gives no answer is passed by, to the next candidate or to a connection of our own: a process that was
+stopped must not stop everybody else. So is a path at which no socket can be published.
 
 A control path of the command line (`-S`) stands alone. In ssh it takes the place of the configured one, and somebody
 who names a connection does not mean another one, which may be logged in with other rights.
@@ -19,7 +20,7 @@ from typing import Final
 
 from mux.errors import ExitCode, JoinError, printable
 
-from .sockets import Found, Probe
+from .sockets import LONGEST_PUBLISHED_BYTES, Found, Probe
 from .target import SshOptions, Target
 
 
@@ -33,11 +34,13 @@ class Wish:
     explicit: bool = False  # the control path was given on this command line
 
     @classmethod
-    def of(cls, options: SshOptions, *, may_downstream: bool = True, may_upstream: bool = True) -> Wish:
-        """What a command line wishes by its `-S` or `-o ControlPath`."""
+    def of(
+        cls, options: SshOptions, *, share: bool = True, may_downstream: bool = True, may_upstream: bool = True
+    ) -> Wish:
+        """What a command line wishes, its `-S` or `-o ControlPath` included."""
         path = options.explicit_control_path()
         none = path is not None and path.lower() == "none"
-        return cls(not none, may_downstream, may_upstream, explicit=path is not None and not none)
+        return cls(share and not none, may_downstream, may_upstream, explicit=path is not None and not none)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,14 @@ class Become:
     """Nothing to borrow: start an upstream at this path, where there is nothing, or only what is provably left over."""
 
     path: str
+    passed_by: str = ""  # what is at the paths before this one; for a person to know
 
 
 @dataclass(frozen=True, slots=True)
 class Private:
     """A connection of our own that nobody finds: so it was wished, or there is no path to be found at."""
+
+    passed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Refuse:
 Decision = Join | Become | Private | Refuse
 
 _FREE: Final = frozenset({Found.ABSENT, Found.STALE})
+_SILENT: Final = frozenset({Found.FROZEN, Found.FULL})
 
 _EXIT_CODES: Final[Mapping[Found, ExitCode]] = {
     Found.LIVE: ExitCode.NOTHING_TO_JOIN,  # only when borrowing was not allowed
@@ -103,12 +110,24 @@ def decide(wish: Wish, probes: Sequence[Probe]) -> Decision:
         for probe in probes:
             if probe.found is Found.LIVE:
                 return Join(probe.path, probe.pid)
-    if wish.may_upstream and not probes:
-        return Private()
-    possible = [probe for probe in probes if probe.found is not Found.TOO_LONG]
-    if wish.may_upstream and possible and possible[0].found in _FREE:
-        return Become(possible[0].path)
-    return _refuse(probes)
+    return _hold(probes) if wish.may_upstream else _refuse(probes)
+
+
+def _hold(probes: Sequence[Probe]) -> Decision:
+    """Where a connection of our own is published, if anywhere."""
+    silent: list[Probe] = []
+    for probe in probes:
+        if probe.found in _SILENT:
+            silent.append(probe)
+        elif probe.found in _FREE and _can_be_published(probe.path):
+            return Become(probe.path, _details(silent))
+        elif probe.found not in _FREE and probe.found is not Found.TOO_LONG:
+            return _refuse(probes)
+    return _refuse(probes) if probes and not silent else Private(_details(silent))
+
+
+def _can_be_published(path: str) -> bool:
+    return len(path.encode(errors="surrogateescape")) <= LONGEST_PUBLISHED_BYTES
 
 
 def nothing_to_join(wish: Wish, target: Target, probes: Sequence[Probe]) -> JoinError:
@@ -119,10 +138,14 @@ def nothing_to_join(wish: Wish, target: Target, probes: Sequence[Probe]) -> Join
     refused = _refuse(probes)
     message = f"no connection to {printable(target.typed)} can be joined. {refused.message}"
     place = next((probe for probe in probes if probe.found in _FREE), None)
-    if place is not None:
+    if place is not None and not _can_be_published(place.path):
+        hint = "choose a shorter ControlPath; %C in it is a hash of fixed length"
+    elif place is not None:
         hint = f"start a connection to share: {target.start_command(place.path)}"
     elif not probes:
         hint = "add a ControlPath for this host to ~/.ssh/config, as `ControlPath ~/.ssh/%C`"
+    elif not wish.may_downstream:
+        hint = "with -o share=no the connection is private, and needs no path"
     else:
         hint = "another connection can be shared at another path: give both commands the same -S PATH"
     return JoinError(message, refused.exit_code, hint=hint)
@@ -131,8 +154,23 @@ def nothing_to_join(wish: Wish, target: Target, probes: Sequence[Probe]) -> Join
 def _refuse(probes: Sequence[Probe]) -> Refuse:
     """What was found where, and the exit code of the first thing that is more than nothing."""
     if not probes:
-        message = "No ControlPath is configured for it, and there is no XDG_RUNTIME_DIR to look in."
+        message = "No ControlPath is configured for it, and there is no directory of our own to look in."
         return Refuse(message, ExitCode.NOTHING_TO_JOIN)
-    codes = [_EXIT_CODES[probe.found] for probe in probes]
+    codes = [_code(probe) for probe in probes]
     telling = [code for code in codes if code is not ExitCode.NOTHING_TO_JOIN]
-    return Refuse(" ".join(probe.detail for probe in probes), telling[0] if telling else ExitCode.NOTHING_TO_JOIN)
+    return Refuse(_details(probes), telling[0] if telling else ExitCode.NOTHING_TO_JOIN)
+
+
+def _code(probe: Probe) -> ExitCode:
+    free_but_too_long = probe.found in _FREE and not _can_be_published(probe.path)
+    return ExitCode.UNSAFE_SOCKET if free_but_too_long else _EXIT_CODES[probe.found]
+
+
+def _details(probes: Sequence[Probe]) -> str:
+    return " ".join(map(_detail, probes))
+
+
+def _detail(probe: Probe) -> str:
+    if probe.found not in _FREE or _can_be_published(probe.path):
+        return probe.detail
+    return f"{probe.detail} A path at which a connection is shared can have {LONGEST_PUBLISHED_BYTES} bytes."

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,12 @@ _UNSAFE_IN_USER: Final = frozenset("'`\";&<>|(){}")
 _HASH_VEHICLE: Final = "RemoteCommand=%C"
 _HASH: Final = re.compile(r"[0-9a-f]{40,128}")
 
+# Where our own sockets lie: below the user's runtime directory, or where there is none (cron, containers, su) below
+# /tmp, under a name that nobody else can take once we have it, as tmux does.
 _OWN_DIRECTORY: Final = "sshmux"
+_OWN_DIRECTORY_WITHOUT_RUNTIME: Final = "/tmp/sshmux-{uid}"
+_LONGEST_OWN_PATH_BYTES: Final = 90  # to be published: `mux.rendezvous.publish`
+_SHORTEST_HASH: Final = 16  # 64 bits of it: no two connections of one user will meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class SshOptions:
     control_path: str | None = None  # -S, unexpanded; "none" for none
     compression: bool = False  # -C
     options: tuple[str, ...] = ()  # -o, each "Name=value"
+    forward_agent: bool = False  # -A
+    program: tuple[str, ...] = ("ssh",)  # the command that is asked, with its own arguments
 
     def explicit_control_path(self) -> str | None:
         """The control path of this command line, unexpanded; None when it has none. `-S` beats `-o ControlPath`."""
@@ -71,6 +79,8 @@ class SshOptions:
             arguments += ["-S", self.control_path]
         if self.compression:
             arguments.append("-C")
+        if self.forward_agent:
+            arguments.append("-A")
         for option in self.options:
             arguments += ["-o", option]
         return arguments
@@ -85,7 +95,7 @@ class Target:
     hostname: str
     port: int
     control_path: str | None  # configured or given, expanded, absolute; None when there is none
-    own_control_path: str  # ours for this user, host and port; "" where there is no private runtime directory
+    own_control_path: str  # ours for this user, host and port; "" where there is no private directory for it
     config: Mapping[str, tuple[str, ...]] = field(repr=False)  # what `ssh -G` printed, by lower-case name
     arguments: tuple[str, ...] = ()  # ssh arguments that lead to this target, the host last
 
@@ -136,7 +146,7 @@ def resolve(host: str, user: str | None, options: SshOptions, *, deadline_s: flo
     if options.explicit_control_path() == "":
         raise JoinError("-S needs a path, or the word none", ExitCode.USAGE)
     tail = ["--", f"{user}@{host}" if user is not None else host]
-    output = _run(["ssh", "-G", "-o", _HASH_VEHICLE, *options.arguments(), *tail], host, deadline_s)
+    output = _run([*options.program, "-G", "-o", _HASH_VEHICLE, *options.arguments(), *tail], host, deadline_s)
 
     config: dict[str, tuple[str, ...]] = {}
     for line in output.split("\n"):
@@ -176,11 +186,37 @@ def runtime_directory() -> str | None:
     return None
 
 
+def own_directories() -> tuple[str, ...]:
+    """Return the directories for our own sockets, best first; they may still have to be made. None: there can be none.
+
+    The second is there for a runtime directory whose name is too long for sockets.
+    """
+    runtime = runtime_directory()
+    below_runtime = (os.path.join(runtime, _OWN_DIRECTORY),) if runtime is not None else ()
+    below_tmp = _below_tmp()
+    return (*below_runtime, below_tmp) if below_tmp is not None else below_runtime
+
+
+def _below_tmp() -> str | None:
+    directory = _OWN_DIRECTORY_WITHOUT_RUNTIME.format(uid=os.geteuid())
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        return directory
+    except OSError:
+        return None
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return directory if ours else None
+
+
 def _own_control_path(connection_hash: str) -> str:
-    directory = runtime_directory()
-    if directory is None or not _HASH.fullmatch(connection_hash):
+    if not _HASH.fullmatch(connection_hash):
         return ""
-    return os.path.join(directory, _OWN_DIRECTORY, connection_hash)
+    for directory in own_directories():
+        left = _LONGEST_OWN_PATH_BYTES - len(os.fsencode(directory)) - 1
+        if left >= _SHORTEST_HASH:
+            return os.path.join(directory, connection_hash[:left])
+    return ""
 
 
 def _absolute(path: str) -> str | None:

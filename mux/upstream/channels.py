@@ -37,6 +37,7 @@ from mux.protocol.connection import (
     State,
     WindowGrown,
 )
+from mux.protocol.harmless import KEEPALIVE
 
 from .turns import Braked, Turns
 from .windows import SESSION_WINDOW_BYTES
@@ -81,6 +82,7 @@ class Transport(Braked, Protocol):
     def add_route(self, route: Any, /) -> int: ...
     def remove_route(self, number: int, /) -> None: ...
     def send(self, kind: int, /, *parts: Part) -> None: ...
+    def request(self, name: bytes, body: bytes, on_reply: Callable[[bool, bytes], None], /) -> None: ...
 
 
 class ChannelEnd(Protocol):
@@ -354,7 +356,7 @@ class LiveChannel:
             case Request(name, want_reply, body):
                 ok = self._end.request(name, want_reply, bytes(body))
                 if want_reply and not self._broken:
-                    self._send(self._channel.answer(ok))
+                    self._answer(ok)
             case Reply(ok):
                 self._answers.popleft()(ok)
             case Eof():
@@ -368,6 +370,18 @@ class LiveChannel:
                 self._over = True
                 self._engine.remove_route(self.number)
                 self._settle(event)
+
+    def _answer(self, ok: bool) -> None:
+        """Answer the oldest request of the server, or show in another way that we are there.
+
+        sshd asks for that (ClientAliveInterval) on its first channel, be it one that is closed on our side, where
+        nothing may be said any more; without a word from us it ends the connection of all.
+        """
+        answer = self._channel.answer(ok)
+        if answer is None:
+            self._engine.request(KEEPALIVE, b"", lambda *_: None)
+        else:
+            self._send(answer)
 
     def _confirmed(self) -> None:
         if self._abandoned:
@@ -406,6 +420,9 @@ class LiveChannel:
             return
         if isinstance(event, Opened):
             self._send(self._channel.close())
+        elif isinstance(event, Request):
+            if event.want_reply:
+                self._answer(False)
         elif isinstance(event, Closed | Refused):
             self._engine.remove_route(self.number)
 

@@ -34,7 +34,7 @@ from mux.protocol.messages import (
     TtyAllocFail,
 )
 
-from . import status
+from . import commandlines, status
 from .relay import Relay
 from .requests import AT_ONCE, DENIED, IN_A_TASK, Denied, Descriptors, RequestRefused
 
@@ -51,9 +51,6 @@ MAX_UNSENT_BYTES: Final = 64 << 10  # answers it has not read; then it is not re
 HELLO_DEADLINE_S: Final = 30.0  # a silent connection holds the persist timer; a client greets before it looks
 REST_DEADLINE_S: Final = 10.0  # for the rest of a request, or its descriptors, which a client sends without a gap
 FLUSH_DEADLINE_S: Final = 10.0  # for the last bytes to a client, which then is closed
-COMMAND_LINE_AFTER_S: Final = 0.05  # commands that end at once, the most, never cost the look into /proc
-MAX_COMMAND_LINE_BYTES: Final = 4096
-
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +73,11 @@ class Client:
     session      the session it opened, or None
     stream       its stdio forwarding, or None
     relay        its proxy mode, or None
+    software     what it calls itself: OpenSSH's do not
     opening      a session is being opened: what it says waits until its number is told
     """
+
+    software = ""
 
     def __init__(self, upstream: Upstream, connection: socket.socket, *, pid: int, uid: int) -> None:
         self.upstream = upstream
@@ -113,9 +113,10 @@ class Client:
 
     def start(self) -> None:
         """Greet, and begin to listen."""
+        self.upstream.tally.clients += 1
         self._socket.setblocking(False)
         self._set_timer("greeting", HELLO_DEADLINE_S, self.drop, "it did not greet in time")
-        self._set_timer("command", COMMAND_LINE_AFTER_S, self._look_up_command)
+        self._timers["command"] = commandlines.look_up(self.pid, self._command_known)
         self._read(True)
         self._flush()
 
@@ -141,6 +142,10 @@ class Client:
             if rider is not None:
                 rider.hang_up()
         self.upstream.left(self)
+
+    def dismiss(self, reason: str) -> None:
+        """Hang up, since the connection ends for `reason`: which OpenSSH's clients cannot be told."""
+        self.close()
 
     def drop(self, reason: str) -> None:
         """Hang up on a client that broke a rule."""
@@ -363,14 +368,8 @@ class Client:
         if more:
             self.upstream.hold(self, more)
 
-    def _look_up_command(self) -> None:
-        # In a thread: /proc asks the process's own memory, which may lie on a mount that hangs.
-        future = self._loop.run_in_executor(None, _command_line, self.pid)
-        future.add_done_callback(self._command_known)
-
-    def _command_known(self, future: asyncio.Future[str]) -> None:
-        if not future.cancelled():
-            self.command = future.result()
+    def _command_known(self, command: str) -> None:
+        self.command = command
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -379,11 +378,3 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
     return list(numbers)
-
-
-def _command_line(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return printable(file.read(MAX_COMMAND_LINE_BYTES).replace(b"\0", b" "))
-    except OSError:
-        return ""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .clients import Client
     from .engine import Engine
     from .forwards import Standing
+    from .putty import PuttyClient
     from .routes import Address, Facts
     from .upstream import Upstream
 
@@ -120,6 +121,7 @@ def status_json(upstream: Upstream, most: int = _MOST_TOLD) -> dict[str, Any]:
         "port": settings.port,
         "age_s": round(now_s - upstream.started_s, 1),
         "listening": upstream.listening,
+        "putty": [] if upstream.putty is None else upstream.putty.published,
         "connection": _connection(upstream.engine.facts()),
         "sessions": {
             "open": sum(client.session is not None for client in clients),
@@ -153,7 +155,7 @@ def _connection(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _client(client: Client, now_s: float) -> dict[str, Any]:
+def _client(client: Client | PuttyClient, now_s: float) -> dict[str, Any]:
     session, stream, relay = client.session, client.stream, client.relay
     channel = session.channel if session is not None else None
     moving = relay if relay is not None else stream.channel if stream is not None else channel
@@ -161,6 +163,7 @@ def _client(client: Client, now_s: float) -> dict[str, Any]:
         "pid": client.pid,
         "uid": client.uid,
         "command": printable(client.command, _SHOWN_CHARACTERS),
+        "software": client.software or None,
         "purpose": client.purpose,
         "age_s": round(now_s - client.since_s, 1),
         "since_s": client.since_s,
@@ -180,14 +183,14 @@ def channels(upstream: Upstream) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: one["number"])
 
 
-def _channels_of(client: Client) -> Iterator[tuple[LiveChannel | NatChannel, str]]:
+def _channels_of(client: Client | PuttyClient) -> Iterator[tuple[LiveChannel | NatChannel, str]]:
     """A client's channels, each with what it is for: of a session what runs there, which the channel does not know."""
     if client.session is not None and client.session.channel is not None:
         yield client.session.channel, f"{client.session.kind} {printable(client.session.command)}".rstrip()
     if client.stream is not None:
         yield client.stream.channel, client.stream.channel.description
     if client.relay is not None:
-        yield from ((channel, f"proxy, {printable(channel.kind)}") for channel in client.relay.channels)
+        yield from ((channel, f"{client.purpose}, {printable(channel.kind)}") for channel in client.relay.channels)
 
 
 def _channel(pid: int | None, channel: LiveChannel | NatChannel, what: str) -> dict[str, Any]:

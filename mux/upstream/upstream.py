@@ -17,13 +17,17 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .clients import Client
+from .entrance import Entrance
 from .forwards import Forwards
 from .incoming import Incoming
 from .lifetime import Lifetime
+from .putty import PuttyClient
+from .putty_places import PuttyPlaces
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 MAX_CLIENTS: Final = 512  # each may hold a socket and six descriptors, of the 4096 a hard limit usually allows
 MAX_HELD_BYTES: Final = 8 << 20  # unfinished requests of all clients: 32 of the largest there can be
 BACKLOG: Final = 128  # so many may come in one turn of the loop, as fifty starts at once do; OpenSSH has 64
-ACCEPTS_PER_TURN: Final = 16  # then those who are here already get their turn
-ACCEPT_PAUSE_S: Final = 1.0  # out of descriptors: OpenSSH waits as long before it looks again (mux.c)
+# What clients do who have nothing left to write out when the server is gone.
+NOTHING_TO_WRITE: Final = frozenset({"control", "putty"})
 DRAIN_S: Final = 0.8  # what sessions may take to write out what had come when the server was lost: all know in a second
 
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
@@ -86,7 +90,7 @@ class Upstream:
         self.engine = engine
         self.settings = settings
         self.path = path
-        self.clients: set[Client] = set()
+        self.clients: set[Client | PuttyClient] = set()
         self.tally = Tally()
         self.started_s = time.monotonic()
         self.held_bytes = 0
@@ -97,13 +101,13 @@ class Upstream:
         self._one_question = asyncio.Lock()
         self._end: asyncio.Future[str] | None = None
         self._reason: str | None = None
-        self._listener: socket.socket | None = None
+        self._entrance: Entrance | None = None
         self._place: Place | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self.putty: PuttyPlaces | None = None
 
     @property
     def listening(self) -> bool:
-        return self._listener is not None
+        return self._entrance is not None
 
     @property
     def ending(self) -> bool:
@@ -120,10 +124,7 @@ class Upstream:
         if self._reason is not None:
             self._end.set_result(self._reason)
         self._place = place
-        self._listener = listener
-        listener.setblocking(False)
-        listener.listen(BACKLOG)
-        loop.add_reader(listener.fileno(), self._accept)
+        self._entrance = Entrance(listener, self._take_in_client, BACKLOG)
         # Signals are the main thread's; a test may run this in another.
         signals = threading.current_thread() is threading.main_thread()
         if signals:
@@ -145,14 +146,13 @@ class Upstream:
 
     def stop_listening(self) -> None:
         """Take no more clients and withdraw the name; those who are here stay. Idempotent."""
-        listener, self._listener = self._listener, None
+        entrance, self._entrance = self._entrance, None
         if self._place is not None:
             self._place.withdraw()
-        if self._retry is not None:
-            self._retry.cancel()
-        if listener is not None:
-            asyncio.get_running_loop().remove_reader(listener.fileno())
-            listener.close()
+        if self.putty is not None:
+            self.putty.close()
+        if entrance is not None:
+            entrance.close()
             self.lifetime.stopped_listening()
 
     def end(self, reason: str) -> None:
@@ -182,11 +182,16 @@ class Upstream:
         self.tally.refused += 1
         self.tally.full_at = sum(client.session is not None for client in self.clients)
 
-    def left(self, client: Client) -> None:
-        """A client has gone; it holds nothing any more."""
+    def left(self, client: Client | PuttyClient, *, looked: bool = False) -> None:
+        """A client has gone; it holds nothing any more. `looked`: it only saw that somebody is here."""
         if client in self.clients:
             self.clients.remove(client)
-            self.lifetime.left(time.monotonic())
+            self.lifetime.left(None if looked else time.monotonic())
+
+    async def offer_to_putty(self, names: Iterable[str]) -> list[str]:
+        """Be found by PuTTY's tools too, under these names; returns why that is impossible, in words, if it is."""
+        self.putty = PuttyPlaces(names, self._take_in_putty)
+        return await self.putty.open()
 
     def hold(self, client: Client, more_bytes: int) -> None:
         """A client's unfinished input has grown or shrunk. Over the common limit, whoever holds most is dropped."""
@@ -194,31 +199,13 @@ class Upstream:
         if more_bytes > 0 and self.held_bytes > MAX_HELD_BYTES:
             max(self.clients, key=lambda other: other.held_bytes).drop("it holds most of too many unfinished requests")
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            if self._listener is None:
-                return
-            try:
-                connection, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # out of descriptors or memory
-                return self._pause_accepting(error)
-            self._take_in(connection)
+    def _take_in_client(self, connection: socket.socket) -> None:
+        self._take_in(connection, Client)
 
-    def _pause_accepting(self, error: OSError) -> None:
-        log.info("no client can be taken in for now: %s", error.strerror)
-        loop = asyncio.get_running_loop()
-        assert self._listener is not None
-        loop.remove_reader(self._listener.fileno())
-        self._retry = loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
+    def _take_in_putty(self, connection: socket.socket) -> None:
+        self._take_in(connection, PuttyClient)
 
-    def _accept_again(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
-            self._accept()
-
-    def _take_in(self, connection: socket.socket) -> None:
+    def _take_in(self, connection: socket.socket, kind: type[Client] | type[PuttyClient]) -> None:
         pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid not in (0, os.geteuid()):
             log.info("multiplex uid mismatch: peer euid %d != uid %d", uid, os.geteuid())
@@ -230,8 +217,7 @@ class Upstream:
             self.tally.surplus += 1
             connection.close()
         else:
-            self.tally.clients += 1
-            client = Client(self, connection, pid=pid, uid=uid)
+            client = kind(self, connection, pid=pid, uid=uid)
             self.clients.add(client)
             self.lifetime.came()
             client.start()
@@ -240,8 +226,8 @@ class Upstream:
         """The server is gone: who waits for it knows at once, and who has output to write when that is written."""
         self.stop_listening()
         for client in tuple(self.clients):
-            if client.purpose == "control":
-                client.close()
+            if client.purpose in NOTHING_TO_WRITE:
+                client.dismiss(self._reason or "the connection to the server has ended")
         going = [asyncio.ensure_future(client.gone.wait()) for client in self.clients]
         if going:
             await asyncio.wait(going, timeout=DRAIN_S)
@@ -250,7 +236,7 @@ class Upstream:
 
     def _hang_up(self, reason: str) -> None:
         for client in tuple(self.clients):
-            client.close()
+            client.dismiss(reason)
         self.forwards.close_all()
         self.incoming.close()
         if self.engine.lost is None:

@@ -127,7 +127,8 @@ class Mount:
         return now is not None and now.running and now.start_ticks == self._server.start_ticks
 
     def sharing_arguments(self) -> list[str]:
-        return ["-F", str(self.master.config), "-S", self.master.control_path]
+        # A test that ends its master means that there is no connection: none is started in its place.
+        return ["-F", str(self.master.config), "-S", self.master.control_path, "-o", "upstream=no"]
 
     def logging_arguments(self) -> list[str]:
         """For a command that detaches, and has our output no longer."""

@@ -93,6 +93,14 @@ MEANT: dict[str, dict[str, object]] = {
     "sshfs_sync": {"sync_writes": True},
     "no_readahead": {"no_readahead": True},
     "sftp_server=sudo -n /usr/lib/sftp-server": {"sftp_server": "sudo -n /usr/lib/sftp-server"},
+    "share=no": {"share": False},
+    "downstream=no": {"may_downstream": False},
+    "upstream=no": {"may_upstream": False},
+    "password_stdin": {"password_stdin": True},
+    "ssh_command=/opt/ssh -i 'a b'": {
+        "ssh_command": "/opt/ssh -i 'a b'",
+        "ssh": SshOptions(program=("/opt/ssh", "-i", "a b")),
+    },
     "deadline=0.5": {"deadline_s": 0.5},
     "reconnect": {"reconnect": True},
     "debug": {"debug": True, "foreground": True, "log_level": "debug"},
@@ -214,6 +222,9 @@ def test_the_table_is_sound() -> None:
             "-o writeback_cache=yes cannot be used here: writes wait in this process, not in the kernel: "
             "there is no such cache to turn on",
         ),
+        ("share=maybe", "-o share: found 'maybe', allowed is yes or no"),
+        ("ssh_command=ssh 'x", "-o ssh_command='ssh 'x': No closing quotation"),
+        ("ssh_command= ", "-o ssh_command='' names no command"),
         ("Port", "-o Port: a value is missing; it is written Port=value"),
         ("hostname=", "-o hostname: a value is missing; it is written HostName=value"),
         ("ProxyCommand=a\nb", "-o ProxyCommand: it has a control character; it is written ProxyCommand=value"),
@@ -261,6 +272,7 @@ def test_flags() -> None:
     assert options("-S", "/tmp/%C").ssh == SshOptions(control_path="/tmp/%C")
     assert options("-Snone").ssh == SshOptions(control_path="none")
     assert options("-C").ssh == SshOptions(compression=True)
+    assert options("-A").ssh == SshOptions(forward_agent=True)
     assert options("-l", "bob") == dataclasses.replace(PLAIN, user="bob", ssh=SshOptions(user="bob"))
     assert changed("-fs") == {"foreground": True, "single_thread": True}
     assert options("-fCp22", "-oro").ssh == SshOptions(port=22, compression=True)
@@ -286,6 +298,18 @@ def test_flags() -> None:
         (["-l", "a", "-o", "User=b"], "-l a and -o User=b contradict each other: give one of them"),
         (["-C", "-o", "compression=no"], "-C and -o compression=no contradict each other: give one of them"),
         (
+            ["-o", "share=no", "-S", "/a"],
+            "-o share=no and the control path '/a' contradict each other: give one of them",
+        ),
+        (
+            ["-o", "upstream=no,downstream=no"],
+            "-o upstream=no and -o downstream=no together leave no connection to use",
+        ),
+        (
+            ["-o", "password_stdin,ssh_command=ssh"],
+            "-o password_stdin and -o ssh_command: ssh asks for passwords itself, at the terminal",
+        ),
+        (
             ["-o", "allow_root,allow_other"],
             "-o allow_other and -o allow_root contradict each other: allow_other lets root in as well",
         ),
@@ -302,6 +326,10 @@ def test_the_same_thing_said_twice_alike_is_no_contradiction() -> None:
     assert found.user == "bob"
     assert refusal("a@host:", "/mnt", "-l", "b").startswith("a@ and -l b contradict each other")
     assert refusal("a@host:", "/mnt", "-o", "User=b").startswith("a@ and -o User=b contradict each other")
+
+
+def test_who_shares_nothing_needs_neither_box() -> None:
+    assert changed("-o", "share=no,upstream=no,downstream=no", "-S", "none")["share"] is False
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mux.rendezvous.target import SshOptions, Target
 
 PID = 4711
 
-# What one probe alone leads to: (may join, may hold, exit code when neither).
+# What one probe alone leads to: (may join, may hold there, exit code when neither).
 SINGLE = {
     Found.LIVE: (True, False, ExitCode.NOTHING_TO_JOIN),
     Found.ABSENT: (False, True, ExitCode.NOTHING_TO_JOIN),
@@ -29,6 +29,8 @@ SINGLE = {
     Found.NOT_A_MASTER: (False, False, ExitCode.PROTOCOL),
 }
 PAIRS = list(product(Found, Found))
+SILENT = {Found.FROZEN, Found.FULL}
+FREE = {Found.ABSENT, Found.STALE}
 WISHES = [Wish(share, down, up) for share, down, up in product((True, False), repeat=3)]
 
 
@@ -62,6 +64,8 @@ def test_one_path(wish: Wish, found: Found) -> None:
         if may_join and wish.may_downstream
         else Become("/c/0")
         if may_hold and wish.may_upstream
+        else Private(f"At 0 is {found.name}.")
+        if found in SILENT and wish.may_upstream
         else Refuse(f"At 0 is {found.name}.", exit_code)
     )
     assert decide(wish, probes(found)) == expected
@@ -81,14 +85,36 @@ def test_a_live_connection_is_joined_whatever_else_is_found(first: Found, second
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_an_upstream_takes_the_first_possible_path_or_none(first: Found, second: Found) -> None:
-    free = {Found.ABSENT, Found.STALE}
     decision = decide(Wish(may_downstream=False), probes(first, second))
-    if first in free:
+    passed_by = [f"At {number} is {found.name}." for number, found in enumerate((first, second)) if found in SILENT]
+    if first in FREE:
         assert decision == Become("/c/0")
-    elif first is Found.TOO_LONG and second in free:
-        assert decision == Become("/c/1")
+    elif first in SILENT | {Found.TOO_LONG} and second in FREE:
+        assert decision == Become("/c/1", " ".join(passed_by))
+    elif {first, second} <= SILENT | {Found.TOO_LONG} and passed_by:
+        assert decision == Private(" ".join(passed_by))
     else:
         assert isinstance(decision, Refuse)
+
+
+@pytest.mark.parametrize("length", [90, 91, 107])
+@pytest.mark.parametrize("found", [Found.ABSENT, Found.STALE])
+def test_a_path_that_is_too_long_to_be_published(found: Found, length: int) -> None:
+    long = Probe("/" + "x" * (length - 1), found, "There is room.")
+    own = Probe("/own", Found.ABSENT, "Nothing is there.")
+    if length <= 90:
+        assert decide(Wish(), [long, own]) == Become(long.path)
+        return
+    assert decide(Wish(), [long, own]) == Become("/own")
+    decision = decide(Wish(explicit=True), [long])
+    assert isinstance(decision, Refuse)
+    assert decision.exit_code is ExitCode.UNSAFE_SOCKET
+    assert "can have 90 bytes" in decision.message
+    assert "shorter" in nothing_to_join(Wish(explicit=True), target(long.path), [long]).hint
+
+
+def test_the_length_is_counted_in_bytes() -> None:
+    assert isinstance(decide(Wish(), [Probe("/" + "\u00e4" * 45, Found.ABSENT, "")]), Refuse)
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
@@ -141,6 +167,8 @@ def test_candidates(wish: Wish, place: Target, expected: tuple[str, ...]) -> Non
 )
 def test_wishes_of_a_command_line(options: SshOptions, expected: Wish) -> None:
     assert Wish.of(options) == expected
+    assert Wish.of(options, share=False).share is False
+    assert Wish.of(options, may_upstream=False).may_upstream is False
 
 
 def test_the_hint_starts_a_connection_where_it_was_looked_for() -> None:

@@ -49,7 +49,7 @@ def test_a_path_of_the_command_line(sshd: Sshd, shared_master: Master) -> None:
 
 def test_our_own_path(sshd: Sshd) -> None:
     own = sshd.runtime_dir / "sshmux"
-    own.mkdir(mode=0o700)
+    own.mkdir(mode=0o700, exist_ok=True)
     try:
         path = sshd.ssh("-G", "-S", f"{own}/%C", HOST).stdout.partition("\ncontrolpath ")[2].partition("\n")[0]
         with Master(sshd, control_path=path) as master:

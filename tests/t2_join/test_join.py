@@ -35,7 +35,7 @@ def target(control_path: str | None, own: str = "") -> Target:
 
 
 async def joined(path: str) -> Joined:
-    return await join(target(path), Wish(explicit=True))
+    return await join(target(path), Wish(explicit=True, may_upstream=False))
 
 
 async def greet(stream: SessionStream) -> None:
@@ -47,7 +47,7 @@ async def greet(stream: SessionStream) -> None:
 
 async def refused(path: str, *, deadline_s: float = 5.0) -> JoinError:
     with pytest.raises(JoinError) as caught:
-        await join(target(path), Wish(explicit=True), deadline_s=deadline_s)
+        await join(target(path), Wish(explicit=True, may_upstream=False), look_s=deadline_s)
     return caught.value
 
 
@@ -154,18 +154,11 @@ async def test_nothing_to_join(control_path: str) -> None:
 async def test_every_path_that_was_tried_is_named(control_path: str) -> None:
     os.mkdir(control_path)
     with pytest.raises(JoinError) as caught:
-        await join(target(control_path, control_path + ".own"), Wish())
+        await join(target(control_path, control_path + ".own"), Wish(may_upstream=False))
     assert caught.value.exit_code is ExitCode.UNSAFE_SOCKET
     assert f"At {control_path} is a directory" in str(caught.value)
     assert f"Nothing is at {control_path}.own." in str(caught.value)
     assert f"-S {control_path}.own" in caught.value.hint
-
-
-@in_trio
-async def test_a_private_connection_is_not_borrowed(shared_master: Master) -> None:
-    with pytest.raises(JoinError, match="-S none") as caught:
-        await join(target(shared_master.control_path), Wish(share=False))
-    assert caught.value.exit_code is ExitCode.NOTHING_TO_JOIN
 
 
 @in_trio
@@ -177,7 +170,7 @@ async def test_our_own_path_after_the_configured_one(shared_master: Master, cont
 @in_trio
 async def test_a_path_of_the_command_line_stands_alone(shared_master: Master, control_path: str) -> None:
     with pytest.raises(JoinError) as caught:
-        await join(target(control_path, shared_master.control_path), Wish(explicit=True))
+        await join(target(control_path, shared_master.control_path), Wish(explicit=True, may_upstream=False))
     assert shared_master.control_path not in str(caught.value)
 
 

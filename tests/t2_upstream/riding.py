@@ -18,6 +18,7 @@ from typing import Any, Self
 from mux.protocol.control import ControlClient, Signal
 from mux.protocol.messages import Request, ServerMessage, UnknownMessage
 from mux.rendezvous.target import SshOptions, resolve
+from mux.upstream.clients import Client
 from mux.upstream.settings import Settings
 from mux.upstream.upstream import Upstream
 from tests.support.sshd import HOST, Sshd, program
@@ -56,6 +57,11 @@ class Ride:
         self.path = path
         self.sshd = sshd
         self.served = served
+
+    @property
+    def clients(self) -> list[Client]:
+        """Those at the control path."""
+        return [client for client in self.upstream.clients if isinstance(client, Client)]
 
     async def run(self, *command: str, data: bytes | None = None) -> Done:
         """A program, to its end."""

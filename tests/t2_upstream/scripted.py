@@ -25,6 +25,7 @@ class Server:
         self.pauses_after_bytes: int | None = None
         self.version = "SSH-2.0-OpenSSH_9.2"
         self.rekeys = 0
+        self.asked: list[bytes] = []  # global requests
         self._next = 10
 
     def add_route(self, route: LiveChannel) -> int:
@@ -40,6 +41,10 @@ class Server:
         if self.pauses_after_bytes is not None:
             self.pauses_after_bytes -= sum(map(len, parts))
             self.paused = self.pauses_after_bytes <= 0
+
+    def request(self, name: bytes, body: bytes, on_reply: Callable[[bool, bytes], None]) -> None:
+        self.asked.append(name)
+        on_reply(False, body)
 
     def say(self, number: int, kind: int, body: bytes = b"") -> None:
         self.routes[number].packet(kind, memoryview(body))

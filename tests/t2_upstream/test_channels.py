@@ -268,6 +268,8 @@ def test_we_close_first() -> None:
         ]
         assert not server.take()
         assert not server.routes
+        # Nothing can be answered on a closed channel, and a server that wants a sign of life has one all the same.
+        assert server.asked == [b"keepalive@openssh.com"]
 
     run(main)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mux.protocol.control import Signal
 from mux.protocol.messages import Alive, AliveCheck, NewSession, encode
-from mux.upstream import clients, upstream
+from mux.upstream import clients, entrance, upstream
 from tests.support.sshd import Sshd, program
 
 from .riding import Raw, eventually, riding
@@ -96,10 +96,10 @@ def test_withheld_descriptors(sshd: Sshd, path: str) -> None:
                 await decent.greet()
                 await client.write(GREETING + SESSION)
                 await client.write(b"\0", [client.socket.fileno()])
-                await eventually(lambda: any("rest" in each._timers for each in ride.upstream.clients))
+                await eventually(lambda: any("rest" in each._timers for each in ride.clients))
                 await is_served(decent)  # a real master serves nobody now
                 assert (await ride.ssh("box", "echo also served")).out == b"also served\n"
-                for each in ride.upstream.clients:
+                for each in ride.clients:
                     if "rest" in each._timers:
                         fire(each)
                 assert await client.rest() == OUR_GREETING
@@ -211,7 +211,7 @@ def test_a_flood_of_requests_whose_answers_nobody_reads(sshd: Sshd, path: str) -
                 for _ in range(200):
                     await is_served(decent)
                 assert (await ride.ssh("box", "echo served")).out == b"served\n"
-                worst = max(ride.upstream.clients, key=lambda client: len(client._unsent))
+                worst = max(ride.clients, key=lambda client: len(client._unsent))
                 assert len(worst._unsent) <= clients.MAX_UNSENT_BYTES + clients.READ_BYTES * 2
                 assert not flooding.done()
                 flooding.cancel()
@@ -233,13 +233,13 @@ def test_a_flood_whose_answers_are_read_is_served_in_portions(
                 assert await flood.read(len(OUR_GREETING)) == OUR_GREETING
                 monkeypatch.setattr(clients, "PORTION_S", 3600.0)
                 await flood.write(request_bytes * 2000)
-                await eventually(lambda: any("pace" in client._timers for client in ride.upstream.clients))
+                await eventually(lambda: any("pace" in client._timers for client in ride.clients))
                 length = 4 + int.from_bytes(await flood.read(4), "big")
                 answers = flood.socket.recv(length * 2000)
                 most = clients.REQUESTS_PER_PORTION + clients.READ_BYTES // len(request_bytes)
                 assert clients.REQUESTS_PER_PORTION <= len(answers) // length + 1 <= most
                 await is_served(decent)
-                (paced,) = (client for client in ride.upstream.clients if "pace" in client._timers)
+                (paced,) = (client for client in ride.clients if "pace" in client._timers)
                 monkeypatch.undo()
                 paced._clear_timer("pace")
                 paced._flush()
@@ -305,7 +305,7 @@ def test_more_clients_than_there_is_room_for(sshd: Sshd, path: str, monkeypatch:
 
 
 def test_out_of_descriptors(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "ACCEPT_PAUSE_S", 0.02)
+    monkeypatch.setattr(entrance, "ACCEPT_PAUSE_S", 0.02)
 
     async def main() -> None:
         async with riding(sshd, path) as ride:
@@ -315,7 +315,9 @@ def test_out_of_descriptors(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPat
                 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
                 try:
-                    await eventually(lambda: ride.upstream._retry is not None)
+                    door = ride.upstream._entrance
+                    assert door is not None
+                    await eventually(lambda: door._retry is not None)
                     await is_served(decent)
                 finally:
                     resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -1,8 +1,8 @@
 """The fixtures of t4_mount and t5_interop: `tree`, `area` and `start`; both conftests import them.
 
 A test module (or test) says on what it runs by `pytest.mark.variants(Setup, ...)`; without it that is a plain
-directory, then a default mount. A tree lives for a module. `pytest.mark.deadline(seconds)` gives a test more than
-DEADLINE_S before its mounts are killed.
+directory, then a default mount, over a real master and over our own upstream. A tree lives for a module.
+`pytest.mark.deadline(seconds)` gives a test more than DEADLINE_S before its mounts are killed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 
 from tests.support.master import Master
+from tests.support.upstream import Upstream
 from tests.t4_mount.differences import Difference
 from tests.t4_mount.trees import MOUNT, PLAIN, Setup, Tree, Trees, chosen
 
@@ -46,9 +47,9 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session")
-def trees(shared_master: Master) -> Iterator[Trees]:
+def trees(shared_master: Master, shared_upstream: Upstream) -> Iterator[Trees]:
     """The factory of trees, with the guard process."""
-    made = Trees(shared_master)
+    made = Trees(shared_master, shared_upstream)
     _session.append(made)
     yield made
     _session.remove(made)

@@ -4,8 +4,8 @@
 the same directory on the server's side; for a plain directory both are one). A mount that hung was killed by the
 guard (guard.py) and gets a new process, so that one hang is one failure.
 
-SSHMUXFS_TREES in the environment chooses the kinds: "plain,mount" unless set; "sshfs" runs the same tests on sshfs,
-to compare.
+SSHMUXFS_TREES in the environment chooses the kinds: a plain directory, a mount over a real `ssh -M` and one over our
+own upstream ("plain,mount,upstream") unless set; "sshfs" runs the same tests on sshfs, to compare.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from tests.support import bounded, logs, processes
 from tests.support.master import Master
 from tests.support.mounted import Mount, SshfsMount
 from tests.support.sshd import sftp_server
+from tests.support.upstream import Upstream
 from tests.t4_mount import differences, worlds
 from tests.t4_mount.differences import Difference
 from tests.t4_mount.worlds import Worlds
 
 T = TypeVar("T")
 
-KINDS = tuple(os.environ.get("SSHMUXFS_TREES", "plain,mount").split(","))
-MOUNTS = {"mount": Mount, "sshfs": SshfsMount}
+KINDS = tuple(os.environ.get("SSHMUXFS_TREES", "plain,mount,upstream").split(","))
+MOUNTS = {"mount": Mount, "upstream": Mount, "sshfs": SshfsMount}
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What kind of tree: "plain" or "mount", with which -o options and on what server."""
+    """What kind of tree: "plain" or of MOUNTS, with which -o options and on what server."""
 
     kind: str
     options: tuple[str, ...] = ()
@@ -57,8 +58,9 @@ MOUNT = Setup("mount")
 
 def chosen(setups: Sequence[Setup]) -> list[Setup]:
     """The setups of the kinds that this run is about."""
-    rivals = [replace(setup, kind="sshfs") for setup in setups if setup.kind == "mount" and "sshfs" in KINDS]
-    return [setup for setup in setups if setup.kind in KINDS] + rivals
+    mounts = [setup for setup in setups if setup.kind == "mount"]
+    others = [replace(setup, kind=kind) for kind in ("upstream", "sshfs") if kind in KINDS for setup in mounts]
+    return [setup for setup in setups if setup.kind in KINDS] + others
 
 
 @dataclass
@@ -128,8 +130,8 @@ class Guard:
 class Trees:
     """Makes trees, and keeps the list of those that live."""
 
-    def __init__(self, master: Master) -> None:
-        self._master = master
+    def __init__(self, master: Master, upstream: Upstream) -> None:
+        self._ways = {"mount": master, "upstream": upstream, "sshfs": master}
         # Not below pytest's own directory, which only its owner may search.
         self._base = processes.make_directory()
         self._base.chmod(0o711)
@@ -156,7 +158,7 @@ class Trees:
             script = tree.served.with_name(f"{tree.served.name}.server")
             command = worlds.server_command(setup.world.value, tree.served, sftp_server(), script)
             options = (*options, f"sftp_server={command}")
-        tree.mount = MOUNTS[setup.kind](self._master, tree.served, options=options)
+        tree.mount = MOUNTS[setup.kind](self._ways[setup.kind], tree.served, options=options)
         tree.path, tree.logged = tree.mount.path, 0
         self.guard.tell("watch", tree.mount.pid, str(tree.path))
 

@@ -1,0 +1,38 @@
+"""What a client's process was started as, for lists.
+
+One rule: who is gone within a moment, as most commands are, is never looked up. Imported by `clients.py`, `putty.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from mux.errors import printable
+
+AFTER_S: Final = 0.05  # commands that end at once, the most, never cost the look into /proc
+MAX_BYTES: Final = 4096
+
+
+def look_up(pid: int, tell: Callable[[str], None]) -> asyncio.TimerHandle:
+    """Call `tell` with the command line of a process, in a moment, unless what is returned is cancelled before."""
+    loop = asyncio.get_running_loop()
+
+    def known(future: asyncio.Future[str]) -> None:
+        if not future.cancelled():
+            tell(future.result())
+
+    def look() -> None:
+        # In a thread: /proc asks the process's own memory, which may lie on a mount that hangs.
+        loop.run_in_executor(None, _command_line, pid).add_done_callback(known)
+
+    return loop.call_later(AFTER_S, look)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return printable(file.read(MAX_BYTES).replace(b"\0", b" "))
+    except OSError:
+        return ""
