@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import reach, report
-from tests.bench.contender import OURS, SSHFS, SSHFS_AGAIN
+from tests.bench import reach, report, sharing
+from tests.bench.contender import OURS, OURS_UPSTREAM, SSHFS, SSHFS_AGAIN, SSHFS_ALONE
 from tests.bench.measure import Bench, Plan, Row
 from tests.bench.sizes import LOCAL, QUICK
 from tests.bench.workloads import ALL
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in ALL:
             print(f"{kind.name} (extra)" if kind.extra else kind.name)
         return 0
+    if options.sharing:
+        return sharing.main(options)
     plan = plan_of(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Daemons come to us when their starters end: found by descent, and reaped.
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base, ours = (each.name for each in plan.contenders)
     rows, interrupted = measured(plan, options.dir)
     print(report.table(rows, base, ours))
-    verdict = reach.judge(rows, base, ours)
+    verdict = reach.judge(rows, base, ours, reach.ON_OUR_UPSTREAM if options.upstream else reach.RATIOS)
     if options.json:
         Path(options.json).write_text(
             json.dumps(report.document(rows, base, ours, about, verdict.misses), indent=1) + "\n"
@@ -99,13 +101,16 @@ def plan_of(options: argparse.Namespace) -> Plan:
     unknown = [name for name in names if name not in known]
     if unknown:
         parser().error(f"no workload {', '.join(unknown)}; there are {', '.join(known)}")
+    contenders = (SSHFS, SSHFS_AGAIN if options.self else OURS)
+    if options.upstream:
+        contenders = (SSHFS_ALONE, OURS_UPSTREAM)
     return Plan(
-        contenders=(SSHFS, SSHFS_AGAIN if options.self else OURS),
+        contenders=contenders,
         workloads=tuple(kind for kind in ALL if (kind.name in names if names else options.all or not kind.extra)),
         rtts_ms=options.rtt,
         runs=1 if options.quick else options.runs,
         quick=options.quick,
-        cipher=None if options.cipher == "default" else options.cipher,
+        cipher=None if options.upstream or options.cipher == "default" else options.cipher,
         limit_s=options.limit,
         rate=options.rate * 1e6,
     )
@@ -130,6 +135,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", metavar="FILE", help="write every sample there")
     made.add_argument("--check", action="store_true", help="compare with what has to be reached; exit 1 if it is not")
     made.add_argument("--self", action="store_true", help="sshfs on both sides: the noise of this machine")
+    made.add_argument(
+        "--upstream",
+        action="store_true",
+        help="sshfs with a connection of its own against sshmuxfs on an upstream of ours, each with its own defaults",
+    )
+    made.add_argument(
+        "--sharing", action="store_true", help="our upstream and a real master: latency, throughput, fairness, memory"
+    )
     made.add_argument(
         "--cipher", metavar="NAME", default=CIPHER, help=f'of both connections; "default": negotiated ({CIPHER})'
     )
@@ -185,7 +198,7 @@ def machine(plan: Plan) -> dict[str, object]:
         "python": platform.python_version(),
         "ssh": version("OpenSSH", "ssh", "-V"),
         "sshfs": version("SSHFS", "sshfs", "--version"),
-        "cipher": plan.cipher or "negotiated",
+        "cipher": plan.cipher or "each its own choice",
         "link": f"{plan.rate / 1e6:g} MB/s each way where it has a delay",
         "runs": plan.runs,
         "caches": "dropped"

@@ -1,12 +1,13 @@
 """The two file systems that are compared, and one mount of either: brought up, looked at, taken down.
 
-The rule: both are started as a user starts them, daemonising, as a passenger of a real `ssh -M` of their own that is
-configured the same, and both are measured by the same code. A contender that cannot ride on its master fails; it never
-makes a connection of its own. (`tests.support.mounted` is for tests: it waits by polling, which a time must not hold.)
+The rule: both are started as a user starts them, daemonising, and both are measured by the same code. A contender that
+rides on a connection (a real `ssh -M` or our own upstream) and cannot fails; it never makes another by itself.
+(`tests.support.mounted` is for tests: it waits by polling, which a time must not hold.)
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import select
 import subprocess
@@ -31,25 +32,41 @@ class ContenderError(Exception):
     """A mount could not be made or ended; the text holds what the program said."""
 
 
+class Rides(enum.Enum):
+    """What a mount's bytes travel on."""
+
+    MASTER = enum.auto()  # a real `ssh -M`, of the same configuration for both
+    OUR_UPSTREAM = enum.auto()
+    OWN_CONNECTION = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`name` is what reports call it, `program` what it is: "sshfs" or "sshmuxfs"."""
+    """`name` is what reports call it, `program` what it is: "sshfs" or "sshmuxfs", `rides` on what."""
 
     name: str
     program: str
+    rides: Rides = Rides.MASTER
 
     def command(self, config: Path, control_path: str, served: Path, mount_point: Path) -> list[str]:
-        """The command that mounts `served`, through the master at `control_path` to the host of `config`."""
+        """The command that mounts `served`, through the connection at `control_path` to the host of `config`."""
         source = f"{HOST}:{served}"
         if self.program == "sshfs":
             # Were the master not joined, ssh would connect by itself; with such a proxy command that fails.
             riding = ["-o", f"ControlPath={control_path}", "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+            if self.rides is Rides.OWN_CONNECTION:
+                riding = ["-o", "ControlPath=none"]
             return [program("sshfs"), "-F", str(config), *riding, source, str(mount_point)]
-        return [sys.executable, "-m", "sshmuxfs", "-F", str(config), "-S", control_path, source, str(mount_point)]
+        joining = ["-S", control_path, "-o", "upstream=no"]
+        return [sys.executable, "-m", "sshmuxfs", "-F", str(config), *joining, source, str(mount_point)]
 
 
 SSHFS = Contender("sshfs", "sshfs")
 OURS = Contender("sshmuxfs", "sshmuxfs")
+# Each as its users have it when nothing is open yet: sshfs with a connection and a cipher of ssh's choice, ours with an
+# upstream of its own.
+SSHFS_ALONE = Contender("sshfs", "sshfs", Rides.OWN_CONNECTION)
+OURS_UPSTREAM = Contender("sshmuxfs", "sshmuxfs", Rides.OUR_UPSTREAM)
 # For `--self`: what the machine's noise alone makes of a ratio.
 SSHFS_AGAIN = Contender("sshfs again", "sshfs")
 

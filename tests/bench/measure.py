@@ -17,13 +17,14 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import contender, corpus
-from tests.bench.contender import Contender, ContenderError, Mounted
+from tests.bench.contender import Contender, ContenderError, Mounted, Rides
 from tests.bench.sizes import sizes_for
 from tests.bench.workload import Outcome, Setting, Workload, WrongAnswer
 from tests.bench.workloads import Start
 from tests.support.delay_proxy import DelayProxy
 from tests.support.master import Master
 from tests.support.sshd import Sshd
+from tests.support.upstream import Upstream
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 TOOL_DEADLINE_S = 20.0
@@ -102,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The server at one round trip, and a master for each contender, by name."""
+    """The server at one round trip, and the control path of a connection for each contender that rides, by name."""
 
     config: Path
     control_paths: Mapping[str, str]
@@ -110,7 +111,7 @@ class Link:
 
 @contextlib.contextmanager
 def linked(sshd: Sshd, plan: Plan, rtt_ms: float) -> Iterator[Link]:
-    """Masters to `sshd` at this round trip: directly at 0, else through a proxy. They end with the context."""
+    """Connections to `sshd` at this round trip: directly at 0, else through a proxy. They end with the context."""
     with contextlib.ExitStack() as stack:
         config = sshd.ssh_config
         if rtt_ms > 0:
@@ -118,7 +119,11 @@ def linked(sshd: Sshd, plan: Plan, rtt_ms: float) -> Iterator[Link]:
         paths = {}
         for number, each in enumerate(plan.contenders):
             path = str(sshd.control_dir / f"m{number}")
-            paths[each.name] = stack.enter_context(Master(sshd, control_path=path, config=config)).control_path
+            if each.rides is Rides.MASTER:
+                stack.enter_context(Master(sshd, control_path=path, config=config))
+            elif each.rides is Rides.OUR_UPSTREAM:
+                stack.enter_context(Upstream(sshd, control_path=path, config=config))
+            paths[each.name] = path
         yield Link(config, paths)
 
 
