@@ -85,6 +85,9 @@ def _in_background(options: Options) -> int:
             code = _mount(options, lambda: _let_go(writable))
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
+        except BaseException:
+            logging.exception("the mount failed in a way it should not")
+            _say("the mount failed in a way it should not; the log tells more")
         finally:
             logging.shutdown()
             os._exit(code)

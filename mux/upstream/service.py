@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # What the server still has to be sent is a DISCONNECT; a dead link takes nothing.
 GOODBYE_S: Final = 1.0
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each ends it in order
 # The mount's own control connections end together with its leash, in any order.
 TELL_RIDERS_S: Final = 0.2
 
@@ -78,7 +79,7 @@ class Service:
 
     async def _live(self, settings: Settings) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_reader(self._starter.orders, self._on_starter)
         persists_s = self._persist_s(settings)
@@ -102,6 +103,8 @@ class Service:
                 await asyncio.wait_for(engine.closed(), GOODBYE_S)
             except TimeoutError:
                 pass
+            # It ends in any case, and a loop that is being closed can no longer be told of a second one.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGWINCH))
 
     async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
         """Do what the starter waits for, unless the order is taken back meanwhile."""

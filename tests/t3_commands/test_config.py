@@ -58,12 +58,9 @@ def test_plain_ssh_then_shares_it_and_works_without(sshd: Sshd, config: Path) ->
     config.write_text(config.read_text() + done.stdout)
     path = control_path(sshd, config, HOST)
     assert sshd.ssh(HOST, "echo alone", config=config).stdout == "alone\n"
-    os.mkdir(os.path.dirname(path), 0o700)
-    try:
-        with Master(sshd, control_path=path):
-            assert "Master running" in sshd.ssh("-O", "check", HOST, config=config).stderr
-    finally:
-        os.rmdir(os.path.dirname(path))
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    with Master(sshd, control_path=path):
+        assert "Master running" in sshd.ssh("-O", "check", HOST, config=config).stderr
 
 
 def test_a_path_that_is_configured_already(sshd: Sshd) -> None:

@@ -22,15 +22,15 @@ DEADLINE_S = 20.0
 LOOK_S = 0.05
 # A session leader gets the first terminal it opens as its own: stdin, stdout and stderr are opened by the shell.
 ON_TERMINAL = 'terminal=$1; shift; exec "$@" <>"$terminal" >&0 2>&0'
-# The same below a shell, which goes on leading the session when the program goes into the background.
-BELOW_A_SHELL = 'terminal=$1; shift; "$@" <>"$terminal" >&0 2>&0; exit $?'
-ON_TERMINAL_BUT_ERRORS = 'terminal=$1; shift; exec "$@" <>"$terminal" >&0'
+# The same below a shell, for a program that goes into the background. The hang-up is ignored that the kernel sends
+# when this shell ends, which a user's own does not do so soon.
+BELOW_A_SHELL = 'trap "" HUP; terminal=$1; shift; "$@" <>"$terminal" >&0 2>&0; exit $?'
 
 
 class Terminal:
     """A context manager; the program is killed at its end if it still runs.
 
-    seen     everything that it has written so far
+    seen     everything that it has written so far, each end of a line as \\r\\n
     process  the program
     """
 
@@ -41,11 +41,10 @@ class Terminal:
         env: dict[str, str],
         size: tuple[int, int] = (24, 80),
         attributes: list[Any] | None = None,
-        stderr: int | None = None,
         below_a_shell: bool = False,
     ) -> None:
         """`size` is (rows, columns); `attributes` as of tcgetattr(3), for the terminal before the program starts;
-        `stderr`: a descriptor, instead of the terminal.
+        `below_a_shell`: for one that goes into the background.
         """
         self.seen = b""
         self._at = 0
@@ -54,12 +53,10 @@ class Terminal:
             self.resize(*size)
             if attributes is not None:
                 termios.tcsetattr(other, termios.TCSANOW, attributes)
-            script = ON_TERMINAL if stderr is None else ON_TERMINAL_BUT_ERRORS
-            script = BELOW_A_SHELL if below_a_shell else script
+            script = BELOW_A_SHELL if below_a_shell else ON_TERMINAL
             self.process = subprocess.Popen(
                 ["sh", "-c", script, "sh", os.ttyname(other), *command],
                 stdin=subprocess.DEVNULL,
-                stderr=stderr,
                 env=env,
                 start_new_session=True,
             )
@@ -133,7 +130,8 @@ class Terminal:
             if error.errno != errno.EIO:
                 raise
             return False
-        self.seen += data
+        # A client that is not in raw mode yet, or no more, has a carriage return added to the one that came.
+        self.seen = re.sub(rb"\r+\n", b"\r\n", self.seen + data)
         return bool(data)
 
     def close(self) -> None:

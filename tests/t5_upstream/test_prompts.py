@@ -88,7 +88,7 @@ def test_prompt_for_a_passphrase(locked: Login) -> None:
         assert opened.finish() == 0
         assert opened.unseen(PASSPHRASE.encode())
         assert opened.cooked
-    assert locked.works()
+        assert locked.works()
 
 
 def test_prompt_for_a_passphrase_again(locked: Login) -> None:
@@ -98,7 +98,8 @@ def test_prompt_for_a_passphrase_again(locked: Login) -> None:
         opened.expect(PASSPHRASE_PROMPT)
         opened.type(f"{PASSPHRASE}\n".encode())
         assert opened.finish() == 0
-    assert locked.works()
+        # Still on its terminal: one that closes hangs up on who has not left it yet.
+        assert locked.works()
 
 
 def test_prompt_for_a_passphrase_in_vain(locked: Login) -> None:
@@ -145,7 +146,7 @@ def test_prompt_through_askpass(locked: Login, tmp_path: Path) -> None:
     with locked.terminal(SSH_ASKPASS=str(path), SSH_ASKPASS_REQUIRE="force") as opened:
         assert opened.finish() == 0
         assert opened.unseen(rb"passphrase")
-    assert locked.works()
+        assert locked.works()
     assert (tmp_path / "questions").read_text().startswith("Enter passphrase for key")
 
 
@@ -174,7 +175,8 @@ def test_prompt_for_a_host_key(unknown: Login) -> None:
         opened.expect(HOST_KEY_PROMPT)
         opened.type(b"yes\n")
         assert opened.finish() == 0
-    assert unknown.works()
+        # Still on its terminal: one that closes hangs up on who has not left it yet.
+        assert unknown.works()
     key = (unknown.sshd.directory / "host_key.pub").read_text().split()[1]
     assert f"{HOST} ssh-ed25519 {key}" in (unknown.sshd.directory / "known").read_text()
 
@@ -187,7 +189,8 @@ def test_prompt_for_a_host_key_answered_with_its_fingerprint(unknown: Login) -> 
         opened.expect(rb"Please type 'yes', 'no' or the fingerprint: ")
         opened.type(fingerprint + b"\n")
         assert opened.finish() == 0
-    assert unknown.works()
+        # Still on its terminal: one that closes hangs up on who has not left it yet.
+        assert unknown.works()
 
 
 def test_prompt_for_a_host_key_refused(unknown: Login) -> None:
