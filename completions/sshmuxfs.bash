@@ -1,7 +1,7 @@
 # bash completion for sshmuxfs(1)
 
 _sshmuxfs_own_options='
-    share= downstream= upstream= password_stdin ssh_command=
+    share= downstream= upstream= putty= password_stdin ssh_command=
     ro rw nosuid suid nodev dev noexec exec sync async dirsync noatime atime auto_unmount fsname= nonempty
     allow_other allow_root default_permissions uid= gid= umask= idmap= contain_symlinks no_contain_symlinks
     transform_symlinks follow_symlinks disable_hardlink attr_timeout= entry_timeout= negative_timeout= dir_cache=

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from mux.downstream.start import END_DEADLINE_S, Running, Search, Terms
-from mux.rendezvous.roles import Wish, candidates
+from mux.rendezvous.roles import Putty, Wish, candidates
 from mux.rendezvous.target import Target, resolve
 from sshmuxfs import mountpoint
 from sshmuxfs.options import Options, UsageError
@@ -42,6 +42,7 @@ class Approach:
             share=options.share,
             may_downstream=options.may_downstream,
             may_upstream=options.may_upstream,
+            putty=options.putty,
         )
         # A connection that was started and then cannot be used would be there for nothing.
         for path in candidates(wish, target)[:1]:
@@ -51,6 +52,7 @@ class Approach:
             password=password,
             log_file=None if options.log_file is None else os.path.abspath(options.log_file),
             debug=options.debug,
+            putty=options.putty is not Putty.NO,
             ssh_command=() if options.ssh_command is None else options.ssh.program,
         )
         return cls(target, wish, terms, Running(Search(target, wish, terms, warn)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from mux.rendezvous.roles import Putty
 from sshmuxfs.tree.identity import NO_ID
 
 
@@ -152,6 +153,15 @@ _HONOURED: Final = (
     ),
     _yes_no("downstream", "may_downstream", "a connection that is open may be joined (default: yes)"),
     _yes_no("upstream", "may_upstream", "where none can be joined, one may be started (default: yes)"),
+    Option(
+        "putty",
+        Group.CONNECTION,
+        "a connection that a PuTTY shares may be joined, where no other is open; only: and no other (default: yes)",
+        Kind.WORD,
+        "yes|no|only",
+        ("putty",),
+        words=MappingProxyType({word.value: word for word in Putty}),
+    ),
     _flag("password_stdin", Group.CONNECTION, "password_stdin", "read the password, one line, from standard input"),
     _text(
         "ssh_command",

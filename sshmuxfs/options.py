@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from mux.errors import ExitCode, JoinError, SharingError, printable
+from mux.rendezvous.roles import Putty
 from mux.rendezvous.target import SshOptions, check_user, option_name, split_host
 from sshmuxfs.option_help import USAGE, help_text
 from sshmuxfs.option_tables import BY_NAME, FLAGS, ONLY_IN_SSH_CONFIG, OPTIONS, SSH_NAMES, Group, Kind, Option
@@ -46,6 +47,7 @@ class Options:
     share: bool = True
     may_downstream: bool = True
     may_upstream: bool = True
+    putty: Putty = Putty.YES
     password_stdin: bool = False
     ssh_command: str | None = None  # as typed; its words are `ssh.program`
     foreground: bool = False
@@ -335,6 +337,13 @@ def _check_sharing(values: Mapping[str, Any], ssh: SshOptions) -> None:
             "-o upstream=no and -o downstream=no together leave no connection to use",
             hint="-o share=no starts a private one",
         )
+    if values.get("putty") is Putty.ONLY:
+        if not values.get("share", True) or not values.get("may_downstream", True):
+            raise UsageError("-o putty=only means to join a connection: without share=no and downstream=no")
+        if path is not None:
+            raise UsageError(
+                f"-o putty=only and the control path {_quoted(path)} contradict each other: give one of them"
+            )
     if values.get("password_stdin") and values.get("ssh_command"):
         raise UsageError("-o password_stdin and -o ssh_command: ssh asks for passwords itself, at the terminal")
 

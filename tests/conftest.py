@@ -1,6 +1,6 @@
 """Fixtures for every level: servers, masters, mounts, and the checks that run around each test.
 
-Scopes: `sshd`, `shared_master` and `shared_upstream` live for the whole run; `master`, `mount` and the `make_*`
+Scopes: `sshd` and the `shared_*` connections to it live for the whole run; `master`, `mount` and the `make_*`
 factories for one test. A test that stops, kills or reconfigures something takes its own from a factory. Fixtures of the
 run are to be named
 in the test's own arguments (or those of its fixtures): one that is first asked for in the middle of a test looks like
@@ -27,6 +27,7 @@ from tests.support.delay_proxy import DelayProxy
 from tests.support.logs import LogWatch
 from tests.support.master import Master
 from tests.support.mounted import Mount
+from tests.support.putty import PuttyUpstream
 from tests.support.sshd import Sshd
 from tests.support.upstream import Upstream
 
@@ -42,8 +43,9 @@ def pytest_configure() -> None:
     processes.adopt_orphans()
     # Ended from outside, the run still ends what it started.
     signal.signal(signal.SIGTERM, _interrupt)
-    # A shell starts what runs in its background with SIGINT ignored, and so would be all that the tests interrupt.
+    # A shell starts what runs in its background with these ignored, and so would be all that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +137,13 @@ def shared_master(sshd: Sshd) -> Iterator[Master]:
 def shared_upstream(sshd: Sshd) -> Iterator[Upstream]:
     """Our own upstream for the whole run, on a control path of its own; do not stop or kill it."""
     with Upstream(sshd, control_path=sshd.control_dir / "upstream") as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="session")
+def shared_putty(sshd: Sshd) -> Iterator[PuttyUpstream]:
+    """A `plink -share -N` for the whole run, by a name that no upstream of ours has; do not stop or kill it."""
+    with PuttyUpstream(sshd, host="localhost") as upstream:
         yield upstream
 
 

@@ -16,9 +16,10 @@ from typing import Any, Final, Self
 
 from mux.errors import ConnectionLost, ExitCode, JoinError, RemoteProtocolError, SharingError, printable
 from mux.protocol.messages import Failure, Info, InfoRequest, PermissionDenied, Reply, Request
+from mux.rendezvous import putty
 from mux.rendezvous.conversation import Conversation, HungUp
 from mux.rendezvous.roles import Join, Wish, candidates, decide, nothing_to_join
-from mux.rendezvous.sockets import HELLO_DEADLINE_S, connect, look, shown
+from mux.rendezvous.sockets import HELLO_DEADLINE_S, Found, Probe, connect, look, shown
 from mux.rendezvous.target import SshOptions, Target, resolve, split_host
 
 SSH_FAILED: Final = 255  # what ssh ends with when it cannot do what it was asked
@@ -62,6 +63,13 @@ def reach(arguments: argparse.Namespace) -> Reached:
     if not isinstance(decision, Join) or decision.pid is None:
         raise nothing_to_join(wish, target, probes)
     return Reached(decision.path, decision.pid, target)
+
+
+def reach_putty(arguments: argparse.Namespace) -> Probe | None:
+    """Find the PuTTY that shares a connection to a host on the command line, as a mount would."""
+    wish = Wish.of(ssh_options(arguments), may_upstream=False)
+    probes = putty.look(putty.candidates(resolve_host(arguments))) if wish.asks_putty else []
+    return next((probe for probe in probes if probe.found is Found.LIVE), None)
 
 
 def resolve_host(arguments: argparse.Namespace) -> Target:

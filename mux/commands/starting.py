@@ -15,7 +15,7 @@ from typing import Final
 
 from mux.downstream.start import Reached, Search, Terms
 from mux.errors import ExitCode, JoinError
-from mux.rendezvous.roles import Wish
+from mux.rendezvous.roles import Putty, Wish
 from mux.rendezvous.sockets import shown
 from mux.rendezvous.target import option_name
 
@@ -33,7 +33,7 @@ def start(arguments: argparse.Namespace) -> int:
     putty = _wants_putty(_take_option(arguments, _PUTTY_OPTION))
     if arguments.forward_agent:
         arguments.options.insert(0, "ForwardAgent=yes")
-    wish = Wish.of(ssh_options(arguments))
+    wish = Wish.of(ssh_options(arguments), putty=Putty.NO)  # a PuTTY's connection has no control path
     if not wish.share:
         raise JoinError("with -S none nobody could find the connection that is started", ExitCode.USAGE)
     terms = Terms(

@@ -1,6 +1,7 @@
 """Joining: a connection that is open, and sftp sessions on it; the ladder is walked again when it has gone.
 
-The one rule: what is found or started here is used through its control path, whoever holds it. The walk itself blocks,
+The one rule: what is found or started here is used through its control path, whoever holds it, or through its socket
+where a PuTTY does. The walk itself blocks,
 and so runs in a thread (`start.py`): the loop of a mount that looks for a new connection has other requests to answer.
 
 A master whose ControlPersist time is over ends even while a client connects. So a session that finds the connection
@@ -24,6 +25,7 @@ from mux.errors import ConnectionLost, ExitCode, JoinError, SharingError, printa
 from mux.rendezvous.roles import Wish
 from mux.rendezvous.target import Target
 
+from . import putty
 from .openssh import HELLO_DEADLINE_S, ControlConnection, SessionStream, open_control
 from .start import END_DEADLINE_S, LOOK_DEADLINE_S, Leash, Reached, Running, Search, Terms
 
@@ -54,8 +56,8 @@ def _is_gone(error: SharingError) -> bool:
 class Joined:
     """A connection that was alive when it was looked at, or another to the same target in its place.
 
-    `keep`: it is needed between sessions as well. One control connection is then kept open, without a request, since
-    whoever holds the connection counts those.
+    `keep`: it is needed between sessions as well. One control connection (or one to PuTTY's socket) is then kept open,
+    without a request, since whoever holds the connection counts those.
     """
 
     def __init__(self, target: Target, wish: Wish, terms: Terms, reached: Reached, *, keep: bool) -> None:
@@ -64,7 +66,7 @@ class Joined:
         self._terms = replace(terms, batch=True, foreground=False)  # nobody looks any more
         self._reached = reached
         self._keep = keep
-        self._held: ControlConnection | None = None
+        self._held: ControlConnection | putty.Idle | None = None
         self._refusal: SharingError | None = None
 
     @property
@@ -111,13 +113,18 @@ class Joined:
 
     async def _open_sftp(self, server: str, deadline_s: float) -> SessionStream:
         deadline = trio.current_time() + deadline_s
+        command = server.encode(errors="surrogateescape")
         try:
             if self._keep:
                 await self._hold(deadline_s)
+            if self._reached.putty:
+                left_s = max(0.0, deadline - trio.current_time())
+                return await putty.open_session(
+                    self.path, command, subsystem=is_subsystem(server), deadline_s=left_s, say=log.info
+                )
             connection = await open_control(self.path, deadline_s=min(HELLO_DEADLINE_S, deadline_s))
         except SharingError as error:
             raise _Gone(error) if _is_gone(error) or error.exit_code is ExitCode.NO_ANSWER else error
-        command = server.encode(errors="surrogateescape")
         left_s = max(0.0, deadline - trio.current_time())
         try:
             return await connection.open_session(command, subsystem=is_subsystem(server), deadline_s=left_s)
@@ -125,7 +132,8 @@ class Joined:
             raise _Gone(error) if _is_gone(error) else error
 
     async def _hold(self, deadline_s: float) -> None:
-        held = await open_control(self.path, deadline_s=min(HELLO_DEADLINE_S, deadline_s))
+        deadline_s = min(HELLO_DEADLINE_S, deadline_s)
+        held = await (putty.open_idle if self._reached.putty else open_control)(self.path, deadline_s=deadline_s)
         self.let_go()
         self._held = held
 

@@ -28,10 +28,10 @@ from typing import Final
 
 import mux
 from mux.errors import ExitCode, JoinError, printable
-from mux.rendezvous import publish
+from mux.rendezvous import publish, putty
 from mux.rendezvous.order import LONGEST_LINE_BYTES, Kind, Order, Report
 from mux.rendezvous.roles import Become, Join, Private, Wish, candidates, decide, nothing_to_join
-from mux.rendezvous.sockets import Found, look, shown
+from mux.rendezvous.sockets import Found, Probe, look, shown
 from mux.rendezvous.target import Target
 
 from . import openssh_master
@@ -44,6 +44,8 @@ LOGIN_DEADLINE_S: Final = 600.0
 BATCH_DEADLINE_S: Final = 120.0
 # What was taken back ends within milliseconds, unless it is loading its modules.
 END_DEADLINE_S: Final = 5.0
+# A PuTTY that is found while its user types a password is worth waiting for; one that was stopped is not.
+PUTTY_LOGIN_DEADLINE_S: Final = 20.0
 # Each walk anew means that somebody else changed what is at the path between two looks.
 _WALKS: Final = 20
 _MAIN: Final = Path(mux.__file__).parent / "upstream" / "__main__.py"
@@ -74,6 +76,7 @@ class Reached:
     started: bool = False  # by this search, so with the options of this command line
     private: bool = False
     leash: Leash | None = None  # of an upstream in the foreground
+    putty: bool = False  # whether a PuTTY holds it
 
 
 class Leash:
@@ -132,12 +135,11 @@ class Search:
                 self._cancelled = -1
 
     def _walk(self) -> Reached:
-        paths = candidates(self._wish, self._target)
-        for _ in range(_WALKS):
-            probes = look(paths, deadline_s=self._look_s)
+        for walk in range(_WALKS):
+            probes = self._look(putty_login_s=putty.GREETING_DEADLINE_S if walk else PUTTY_LOGIN_DEADLINE_S)
             match decide(self._wish, probes):
-                case Join(path, pid):
-                    return Reached(path, pid)
+                case Join(path, pid, is_putty):
+                    return Reached(path, pid, putty=is_putty)
                 case Private(passed_by):
                     self._tell_passed_by(passed_by, "a private connection")
                     return self._go_alone()
@@ -147,7 +149,18 @@ class Search:
                         return reached
                 case _:
                     raise nothing_to_join(self._wish, self._target, probes)
-        raise JoinError(f"{shown(paths[0])} changes all the time while it is looked at", ExitCode.NO_ANSWER)
+        path = candidates(self._wish, self._target)[0]
+        raise JoinError(f"{shown(path)} changes all the time while it is looked at", ExitCode.NO_ANSWER)
+
+    def _look(self, *, putty_login_s: float) -> list[Probe]:
+        """At the control paths, and if none is alive at PuTTY's names."""
+        probes = look(candidates(self._wish, self._target), deadline_s=self._look_s)
+        if not self._wish.asks_putty or any(probe.found is Found.LIVE for probe in probes):
+            return probes
+        if any(probe.found is Found.FROZEN for probe in probes):  # an upstream of ours listens at both
+            putty_login_s = putty.GREETING_DEADLINE_S
+        patience = putty.Patience(putty_login_s, self._say, cancelled=self._cancelled)
+        return probes + putty.look(putty.candidates(self._target), patience)
 
     def _tell_passed_by(self, passed_by: str, instead: str) -> None:
         if passed_by:
@@ -168,10 +181,10 @@ class Search:
         publish.make_directory(path)
         lock = self._lock(path)
         try:
-            probes = look(candidates(self._wish, self._target), deadline_s=self._look_s)
+            probes = self._look(putty_login_s=putty.GREETING_DEADLINE_S)
             decision = decide(self._wish, probes)
             if isinstance(decision, Join):
-                return Reached(decision.path, decision.pid)
+                return Reached(decision.path, decision.pid, putty=decision.putty)
             if not isinstance(decision, Become) or decision.path != path:
                 return None
             if any(probe.path == path and probe.found is Found.STALE for probe in probes):

@@ -42,6 +42,11 @@ NUMBER: Final = 0  # of the only channel; the upstream gives it another towards 
 # No reader ahead of its time takes more (`sshmuxfs.io`), so that the window never is what a transfer waits for. This
 # is also what the upstream may have to hold for us.
 WINDOW_BYTES: Final = 8 * 1024 * 1024
+# Not 32 KiB: PuTTY (seen with 0.78) stops reading from the server while more than 32768 bytes of it are
+# unprocessed, and processes whole packets. One that is longer on the wire, with its header, padding and MAC, is then
+# waited for by an upstream that does not read, for ever, and with it by everybody. Its own tools take 16 KiB; this is
+# faster, and safe with 255 bytes of padding and a MAC of 64.
+PACKET_BYTES: Final = 32 * 1024 - 512
 STDERR_KEPT_BYTES: Final = 4096  # enough for what a failing sftp-server or shell says; the end of it matters
 
 _LENGTH: Final = struct.Struct(">I")
@@ -81,7 +86,7 @@ class BareSession:
         self.closed = False
         self.exit_value: int | None = None
         self.stderr = b""
-        self._channel = Channel(NUMBER, window_bytes=WINDOW_BYTES)
+        self._channel = Channel(NUMBER, window_bytes=WINDOW_BYTES, packet_bytes=PACKET_BYTES)
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._start = self._end = 0  # of what is unparsed
         self._left = 0  # of the payload at hand

@@ -71,6 +71,7 @@ class Probe:
     found: Found
     detail: str  # whole sentences: what was found, where, and what to do
     pid: int | None = None  # of the master, by its own word; only when LIVE
+    putty: bool = False  # whether a PuTTY was looked for, and not a master
 
 
 class _Verdict(Exception):

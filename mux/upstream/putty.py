@@ -60,6 +60,7 @@ class PuttyClient:
         self._socket = connection
         self._greeting = Greeting(Role.UPSTREAM)
         self._reading = False
+        self._parted = False
         self._asking: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._lookup: asyncio.TimerHandle | None = None
@@ -86,10 +87,10 @@ class PuttyClient:
                 timer.cancel()
         if self._asking is not None:
             self._asking.cancel()
-        if self.relay is None:
-            self._socket.close()
-        else:
+        if self.relay is not None:
             self.relay.hang_up()
+        elif not self._parted:
+            self._socket.close()
         self.upstream.left(self, looked=not self.software)
 
     def dismiss(self, reason: str) -> None:
@@ -108,7 +109,9 @@ class PuttyClient:
 
     def _refuse(self, reason: str, code: int) -> None:
         if not self.gone.is_set():
-            self._send(frame(DISCONNECT, u32(code), string(printable(reason).encode()), string(b"")))
+            self._read(False)
+            self.upstream.farewells.part(self._socket, [_goodbye(reason, code)])
+            self._parted = True
             self.close()
 
     def _send(self, data: bytes) -> bool:
@@ -174,3 +177,7 @@ class PuttyClient:
                 self._loop.add_reader(self._socket.fileno(), self._readable)
             else:
                 self._loop.remove_reader(self._socket.fileno())
+
+
+def _goodbye(reason: str, code: int) -> bytes:
+    return frame(DISCONNECT, u32(code), string(printable(reason).encode()), string(b""))

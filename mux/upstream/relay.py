@@ -32,15 +32,16 @@ from mux.protocol.sides import Body, GiveUp, Key, Taker
 from mux.protocol.wire import string, u32
 
 from .channels import Turns
+from .farewells import GATHERED, forget
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .farewells import Farewells
     from .incoming import Incoming
 
 READ_BYTES: Final = 128 << 10  # of one turn: four packets of data, and half of what stops the producers
 JOINED_BYTES: Final = 4 << 10  # up to here a copy costs less than a buffer more in the write
 TAIL_BYTES: Final = 64 << 10  # small packets joined in one buffer
-GATHERED: Final = 64  # buffers of one write: more than a turn of the loop brings
 # Answers and other packets without data that the client leaves unread; then it is not read from. It may have asked
 # some thousand questions by then.
 UNREAD_BYTES: Final = 256 << 10
@@ -65,6 +66,8 @@ class Shared(Protocol):
     def engine(self) -> Engine: ...
     @property
     def incoming(self) -> Incoming: ...
+    @property
+    def farewells(self) -> Farewells: ...
 
 
 _SHARES: weakref.WeakKeyDictionary[Engine, Shares] = weakref.WeakKeyDictionary()
@@ -95,6 +98,7 @@ class Relay:
         self._framing = dialect.framing
         self._engine = engine
         self._incoming = upstream.incoming
+        self._farewells = upstream.farewells
         self._socket = connection
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -109,7 +113,7 @@ class Relay:
             dialect=dialect,
         )
         self._rest = rest
-        self._out: deque[Body | bytearray] = deque()
+        self._out: deque[bytes | bytearray | memoryview] = deque()
         self._tail: bytearray | None = None
         self._queued_bytes = 0
         self._ended = False
@@ -133,12 +137,14 @@ class Relay:
 
     def hang_up(self) -> None:
         """End it: its channels are closed, its forwardings cancelled. Idempotent."""
-        if self._ended:
-            return
+        if not self._ended:
+            self._leave()
+            self._socket.close()
+
+    def _leave(self) -> None:
         self._ended = True
         self._read_on(False)
         self._write_on(False)
-        self._socket.close()
         self._out.clear()
         self._rest = b""
         if self._x11 is not None:
@@ -149,7 +155,6 @@ class Relay:
         """End it, and tell the client why as far as its socket takes it."""
         if not self._ended:
             self._say_goodbye(reason, BY_APPLICATION)
-            self._end()
 
     def _cut(self, reason: str, code: int) -> None:
         """End it from this side, for what it or the server did."""
@@ -157,12 +162,14 @@ class Relay:
             return
         log.info("a %s client is cut off: %s", self.description, reason)
         self._say_goodbye(reason, code)
-        self._end()
 
     def _say_goodbye(self, reason: str, code: int) -> None:
         text = string(printable(reason).encode()) + string(b"")
         self.deliver(DISCONNECT, u32(code) + text, b"")
-        self._send()
+        unsent = tuple(self._out)
+        self._leave()
+        self._farewells.part(self._socket, unsent)
+        self._on_end()
 
     def _end(self) -> None:
         if not self._ended:
@@ -278,27 +285,15 @@ class Relay:
         self._tail = None
         try:
             while out:
-                self._drop(self._socket.sendmsg(islice(out, GATHERED), (), socket.MSG_NOSIGNAL))
+                count = self._socket.sendmsg(islice(out, GATHERED), (), socket.MSG_NOSIGNAL)
+                self.received_bytes += count
+                self._queued_bytes -= count
+                forget(out, count)
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
             return False
         return True
-
-    def _drop(self, count: int) -> None:
-        """Forget the first bytes of what waits: they are written."""
-        out = self._out
-        self.received_bytes += count
-        self._queued_bytes -= count
-        while count:
-            first = out[0]
-            size = len(first)
-            if count >= size:
-                out.popleft()
-                count -= size
-            else:
-                out[0] = memoryview(first)[count:]
-                return
 
     # What the owner allows (`sides.Rules`)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .clients import Client
 from .entrance import Entrance
+from .farewells import Farewells
 from .forwards import Forwards
 from .incoming import Incoming
 from .lifetime import Lifetime
@@ -104,6 +105,7 @@ class Upstream:
         self._entrance: Entrance | None = None
         self._place: Place | None = None
         self.putty: PuttyPlaces | None = None
+        self.farewells = Farewells()
 
     @property
     def listening(self) -> bool:
@@ -143,6 +145,7 @@ class Upstream:
                 loop.remove_signal_handler(signal.SIGWINCH)
             self.stop_listening()
             self._hang_up(self._reason or "cancelled")
+            await self.farewells.over()
 
     def stop_listening(self) -> None:
         """Take no more clients and withdraw the name; those who are here stay. Idempotent."""

@@ -20,6 +20,7 @@ from typing import ClassVar, Self
 
 from tests.support import logs, mounts, processes
 from tests.support.master import Master
+from tests.support.putty import PuttyUpstream
 from tests.support.sshd import HOST
 
 START_DEADLINE_S = 20.0
@@ -66,7 +67,7 @@ class Mount:
 
     def __init__(
         self,
-        master: Master,
+        master: Master | PuttyUpstream,
         directory: Path | str,
         *,
         mountpoint: Path | None = None,
@@ -82,7 +83,7 @@ class Mount:
         if foreground is None:
             foreground = self.foreground
         self.master = master
-        self.remote = f"{HOST}:{directory}"
+        self.remote = f"{self.host}:{directory}"
         self._directory = processes.make_directory()
         self._output = self._directory / "output"
         self._daemon_log = self._directory / "log"
@@ -126,7 +127,12 @@ class Mount:
         now = processes.look(self.pid)
         return now is not None and now.running and now.start_ticks == self._server.start_ticks
 
+    @property
+    def host(self) -> str:
+        return HOST
+
     def sharing_arguments(self) -> list[str]:
+        assert isinstance(self.master, Master)
         # A test that ends its master means that there is no connection: none is started in its place.
         return ["-F", str(self.master.config), "-S", self.master.control_path, "-o", "upstream=no"]
 
@@ -252,6 +258,19 @@ class Mount:
         mounts.remove_tree(self._directory)
 
 
+class PuttyMount(Mount):
+    """The same over a `PuttyUpstream`, by the name it has; there is no way to log in."""
+
+    @property
+    def host(self) -> str:
+        assert isinstance(self.master, PuttyUpstream)
+        return self.master.host
+
+    def sharing_arguments(self) -> list[str]:
+        assert isinstance(self.master, PuttyUpstream)
+        return ["-F", "none", "-p", str(self.master.port), "-l", self.master.sshd.user, "-o", "putty=only"]
+
+
 class SshfsMount(Mount):
     """The same through sshfs, to compare with. It mounts before it connects: only its detaching says that it works."""
 
@@ -259,6 +278,7 @@ class SshfsMount(Mount):
     foreground = False
 
     def sharing_arguments(self) -> list[str]:
+        assert isinstance(self.master, Master)
         path = f"ControlPath={self.master.control_path}"
         return ["-F", str(self.master.config), "-o", path, "-o", "ControlMaster=no"]
 

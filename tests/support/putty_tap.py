@@ -20,6 +20,8 @@ from mux.protocol.bare import LARGEST_UP_BYTES, PREFIX
 from mux.protocol.connection import Message
 
 READ_BYTES = 1 << 16
+# With header, the longest padding (255) and MAC (64) still no more than the 32768 bytes that a PuTTY reads ahead.
+SAFE_PACKET_BYTES = 32768 - 13 - 1 - 255 - 64
 # What a downstream of a PuTTY may send, of all there is.
 ALLOWED = {
     Message.CHANNEL_OPEN,
@@ -104,7 +106,7 @@ class Conversation:
             wrong(f"a packet of type {kind} behind CLOSE")
         if kind == Message.CHANNEL_OPEN:
             _, window, packet = struct.unpack(">3I", body[-12:])
-            if not (2 << 20 <= window <= 8 << 20 and packet == 32768):
+            if not (2 << 20 <= window <= 8 << 20 and packet <= SAFE_PACKET_BYTES):
                 wrong(f"a window of {window} and packets of {packet} bytes")
         elif kind != Message.CHANNEL_OPEN_FAILURE and struct.unpack_from(">I", body)[0] not in self.numbers:
             wrong(f"a packet of type {kind} to a channel that is not ours")

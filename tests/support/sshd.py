@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from mux.errors import SharingError
+from mux.rendezvous import putty
 from tests.support import mounts, processes
 
 HOST = "box"
@@ -291,5 +293,16 @@ class Sshd:
             self._listener.wait(timeout=START_DEADLINE_S)
         stuck = processes.end(doomed)
         mounts.remove_tree(self.directory)
+        self._remove_putty_places()
         if stuck:
             raise SshdError("these outlived SIGKILL: " + "; ".join(map(str, stuck)))
+
+    def _remove_putty_places(self) -> None:
+        """Upstreams that were killed, and PuTTYs that merely looked, leave a directory for each name of the server."""
+        for host in (HOST, "127.0.0.1", "localhost"):
+            for user in (self.user, None):
+                try:
+                    directory = putty.directory_of(putty.connection_name(host, user, self.port))
+                except (putty.NotThere, SharingError):
+                    continue
+                shutil.rmtree(directory, ignore_errors=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mux.protocol.connection import Message
+from mux.protocol.dialects import PROXY_MODE, Dialect
 from mux.protocol.nat import Nat
 from mux.protocol.shares import Shares
 from mux.protocol.sides import Body, GiveUp, Key, OnReply, Route, Taker
@@ -308,12 +309,16 @@ def modes_are_whole(body: bytes) -> None:
 class Client:
     """A client as the translation sees it (`sides.Client`), and what it was told."""
 
-    def __init__(self, server: StrictServer, *, largest_request_bytes: int = 200_000) -> None:
+    def __init__(
+        self, server: StrictServer, *, largest_request_bytes: int = 200_000, dialect: Dialect = PROXY_MODE
+    ) -> None:
         self.told: deque[tuple[int, bytes]] = deque()
         self.failed: list[str] = []
         self.readies = 0
         self.unread_bytes = 0
-        self.nat = Nat(server, self, server, server.shares, largest_request_bytes=largest_request_bytes)
+        self.nat = Nat(
+            server, self, server, server.shares, largest_request_bytes=largest_request_bytes, dialect=dialect
+        )
 
     def deliver(self, kind: int, first: bytes, rest: Body) -> None:
         assert not self.nat.ended, f"packet {kind} for a client that has gone"

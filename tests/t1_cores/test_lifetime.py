@@ -84,6 +84,17 @@ def test_a_look_begins_the_time_anew() -> None:
     assert one.why() == "the last client has left 60 s ago"
 
 
+def test_who_only_sees_that_somebody_is_here_begins_nothing_anew() -> None:
+    one = lifetime(60)
+    one.came()
+    one.rode()
+    one.left(START_S + 10)
+    one.came()
+    assert one.ends_s() is None  # it may yet ride
+    one.left(None)
+    assert one.ends_s() == START_S + 70
+
+
 def test_for_ever() -> None:
     one = lifetime(None)
     assert one.ends_s() is None

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from mux.errors import ExitCode
+from mux.rendezvous.roles import Putty
 from mux.rendezvous.target import SshOptions
 from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, SSH_NAMES, Group, Kind, Option
 from sshmuxfs.options import Help, Options, UsageError, Version, parse
@@ -96,6 +97,7 @@ MEANT: dict[str, dict[str, object]] = {
     "share=no": {"share": False},
     "downstream=no": {"may_downstream": False},
     "upstream=no": {"may_upstream": False},
+    "putty=only": {"putty": Putty.ONLY},
     "password_stdin": {"password_stdin": True},
     "ssh_command=/opt/ssh -i 'a b'": {
         "ssh_command": "/opt/ssh -i 'a b'",
@@ -223,6 +225,7 @@ def test_the_table_is_sound() -> None:
             "there is no such cache to turn on",
         ),
         ("share=maybe", "-o share: found 'maybe', allowed is yes or no"),
+        ("putty=maybe", "-o putty: found 'maybe', allowed is yes, no or only"),
         ("ssh_command=ssh 'x", "-o ssh_command='ssh 'x': No closing quotation"),
         ("ssh_command= ", "-o ssh_command='' names no command"),
         ("Port", "-o Port: a value is missing; it is written Port=value"),
@@ -304,6 +307,14 @@ def test_flags() -> None:
         (
             ["-o", "upstream=no,downstream=no"],
             "-o upstream=no and -o downstream=no together leave no connection to use",
+        ),
+        (
+            ["-o", "putty=only,downstream=no"],
+            "-o putty=only means to join a connection: without share=no and downstream=no",
+        ),
+        (
+            ["-o", "putty=only", "-o", "ControlPath=/a"],
+            "-o putty=only and the control path '/a' contradict each other: give one of them",
         ),
         (
             ["-o", "password_stdin,ssh_command=ssh"],

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from mux.errors import ExitCode
-from mux.rendezvous.roles import Become, Join, Private, Refuse, Wish, candidates, decide, nothing_to_join
+from mux.rendezvous.roles import Become, Join, Private, Putty, Refuse, Wish, candidates, decide, nothing_to_join
 from mux.rendezvous.sockets import Found, Probe
 from mux.rendezvous.target import SshOptions, Target
 
@@ -191,3 +191,61 @@ def test_where_nothing_can_be_started_no_command_is_offered(found: Found) -> Non
     assert "ssh -fNM" not in error.hint
     assert "-S PATH" in error.hint
     assert error.exit_code is SINGLE[found][2]
+
+
+# -- PuTTY's connections ----------------------------------------------------------------------------------------------
+
+
+def putty(*found: Found) -> list[Probe]:
+    return [
+        Probe(f"/p/{number}", what, f"PuTTY {number} is {what.name}.", PID if what is Found.LIVE else None, putty=True)
+        for number, what in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize("first", Found)
+def test_a_putty_is_joined_where_no_control_path_offers_a_connection(first: Found) -> None:
+    expected = Join("/c/0", PID) if first is Found.LIVE else Join("/p/1", PID, putty=True)
+    assert decide(Wish(), probes(first) + putty(Found.ABSENT, Found.LIVE)) == expected
+
+
+@pytest.mark.parametrize("found", [found for found in Found if found is not Found.LIVE])
+def test_a_putty_that_cannot_be_joined_is_in_nobodys_way(found: Found) -> None:
+    passed_by = f"PuTTY 0 is {found.name}." if found in SILENT else ""
+    assert decide(Wish(), probes(Found.ABSENT) + putty(found)) == Become("/c/0", passed_by)
+    assert decide(Wish(), putty(found)) == Private(passed_by)
+    refused = decide(Wish(), probes(Found.FOREIGN) + putty(found))
+    assert isinstance(refused, Refuse)
+    assert refused.exit_code is ExitCode.UNSAFE_SOCKET
+
+
+def test_that_there_is_no_putty_is_not_worth_a_word() -> None:
+    wish = Wish(may_upstream=False)
+    found = decide(wish, probes(Found.ABSENT) + putty(Found.ABSENT, Found.STALE))
+    assert found == Refuse("At 0 is ABSENT. PuTTY 1 is STALE.", ExitCode.NOTHING_TO_JOIN)
+    assert "No ControlPath" in nothing_to_join(wish, target(None, ""), putty(Found.ABSENT)).message
+
+
+@pytest.mark.parametrize("found", [found for found in Found if found is not Found.LIVE])
+def test_only_a_putty(found: Found) -> None:
+    wish = Wish(putty=Putty.ONLY)
+    assert candidates(wish, target()) == ()
+    assert decide(wish, putty(Found.LIVE)) == Join("/p/0", PID, putty=True)
+    assert decide(wish, putty(found)) == Refuse(f"PuTTY 0 is {found.name}.", SINGLE[found][2])
+    error = nothing_to_join(wish, target(), putty(found))
+    assert error.hint == "start one: plink -share -N me@127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("wish", "asks"),
+    [
+        (Wish(), True),
+        (Wish(putty=Putty.ONLY), True),
+        (Wish(putty=Putty.NO), False),
+        (Wish(share=False), False),
+        (Wish(may_downstream=False), False),
+        (Wish(explicit=True), False),
+    ],
+)
+def test_who_asks_putty(wish: Wish, asks: bool) -> None:
+    assert wish.asks_putty is asks

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.master import Master
+from tests.support.putty import PuttyUpstream
 from tests.support.sshd import HOST, Sshd
 
 COMMAND_DEADLINE_S = 30.0
@@ -137,3 +138,13 @@ def test_it_imports_no_event_loop(sshd: Sshd, shared_master: Master) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[1:] == ["0 []"]
+
+
+def test_a_putty_stands_behind_the_master(sshd: Sshd, shared_putty: PuttyUpstream, shared_master: Master) -> None:
+    expected = f"PuTTY upstream running (pid={shared_putty.pid}) at {shared_putty.path}\n"
+    where = ["-F", "none", "-p", str(sshd.port), "-l", sshd.user]
+    done = sshmux(sshd, "check", *where, shared_putty.host)
+    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
+    # One who names a control path means that one.
+    both = sshmux(sshd, "check", *where, "-S", shared_master.control_path, shared_putty.host)
+    assert both.stdout == f"Master running (pid={shared_master.pid}) at {shared_master.control_path}\n"

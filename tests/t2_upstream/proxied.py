@@ -1,4 +1,4 @@
-"""Proxy clients of an upstream: the real `ssh -O proxy`, and one that says what it is told to, as a PuTTY if need be."""
+"""Proxy clients of an upstream: the real `ssh -O proxy`, and one that says what it is told, as a PuTTY if need be."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 
 from tests.support.master import Master
+from tests.support.putty import PuttyUpstream
 from tests.support.upstream import Upstream
 from tests.t4_mount.differences import Difference
 from tests.t4_mount.trees import MOUNT, PLAIN, Setup, Tree, Trees, chosen
@@ -29,13 +30,15 @@ _session: list[Trees] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "variants(*setups): the trees a test runs on")
+    config.addinivalue_line("markers", "over_putty: on a mount through a PuTTY upstream too, in every run")
     config.addinivalue_line("markers", "deadline(seconds): how long the test may take before its mounts are killed")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "tree" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("variants")
-        setups = chosen(marker.args if marker else (PLAIN, MOUNT))
+        over_putty = metafunc.definition.get_closest_marker("over_putty") is not None
+        setups = chosen(marker.args if marker else (PLAIN, MOUNT), over_putty=over_putty)
         metafunc.parametrize("tree", setups, ids=str, indirect=True, scope="module")
 
 
@@ -47,9 +50,9 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session")
-def trees(shared_master: Master, shared_upstream: Upstream) -> Iterator[Trees]:
+def trees(shared_master: Master, shared_upstream: Upstream, shared_putty: PuttyUpstream) -> Iterator[Trees]:
     """The factory of trees, with the guard process."""
-    made = Trees(shared_master, shared_upstream)
+    made = Trees(shared_master, shared_upstream, shared_putty)
     _session.append(made)
     yield made
     _session.remove(made)

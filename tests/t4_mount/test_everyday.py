@@ -15,13 +15,16 @@ from tests.t4_mount.errnos import errno_of
 from tests.t4_mount.fixtures import Area
 from tests.t4_mount.trees import MOUNT, PLAIN, Setup
 
-pytestmark = pytest.mark.variants(
-    PLAIN,
-    MOUNT,
-    Setup("mount", ("direct_io",)),
-    Setup("mount", ("dir_cache=no", "attr_timeout=0", "entry_timeout=0")),
-    Setup("mount", ("sshfs_sync", "no_readahead")),
-)
+pytestmark = [
+    pytest.mark.over_putty,
+    pytest.mark.variants(
+        PLAIN,
+        MOUNT,
+        Setup("mount", ("direct_io",)),
+        Setup("mount", ("dir_cache=no", "attr_timeout=0", "entry_timeout=0")),
+        Setup("mount", ("sshfs_sync", "no_readahead")),
+    ),
+]
 
 TEXT = os.urandom(100_003)
 

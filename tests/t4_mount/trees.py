@@ -5,7 +5,8 @@ the same directory on the server's side; for a plain directory both are one). A 
 guard (guard.py) and gets a new process, so that one hang is one failure.
 
 SSHMUXFS_TREES in the environment chooses the kinds: a plain directory, a mount over a real `ssh -M` and one over our
-own upstream ("plain,mount,upstream") unless set; "sshfs" runs the same tests on sshfs, to compare.
+own upstream ("plain,mount,upstream") unless set, and for what is marked `over_putty` one over a `plink -share`;
+"putty" runs all on that, and "sshfs" runs the same tests on sshfs, to compare.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import TypeVar
 
 from tests.support import bounded, logs, processes
 from tests.support.master import Master
-from tests.support.mounted import Mount, SshfsMount
+from tests.support.mounted import Mount, PuttyMount, SshfsMount
+from tests.support.putty import PuttyUpstream
 from tests.support.sshd import sftp_server
 from tests.support.upstream import Upstream
 from tests.t4_mount import differences, worlds
@@ -33,8 +35,9 @@ from tests.t4_mount.worlds import Worlds
 
 T = TypeVar("T")
 
-KINDS = tuple(os.environ.get("SSHMUXFS_TREES", "plain,mount,upstream").split(","))
-MOUNTS = {"mount": Mount, "upstream": Mount, "sshfs": SshfsMount}
+CHOSEN = os.environ.get("SSHMUXFS_TREES")
+KINDS = tuple((CHOSEN or "plain,mount,upstream").split(","))
+MOUNTS = {"mount": Mount, "upstream": Mount, "putty": PuttyMount, "sshfs": SshfsMount}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,12 @@ PLAIN = Setup("plain")
 MOUNT = Setup("mount")
 
 
-def chosen(setups: Sequence[Setup]) -> list[Setup]:
-    """The setups of the kinds that this run is about."""
+def chosen(setups: Sequence[Setup], *, over_putty: bool = False) -> list[Setup]:
+    """The setups of the kinds that this run is about; `over_putty` adds that kind where none are named."""
     mounts = [setup for setup in setups if setup.kind == "mount"]
-    others = [replace(setup, kind=kind) for kind in ("upstream", "sshfs") if kind in KINDS for setup in mounts]
+    wanted = {*KINDS, "putty"} if over_putty and not CHOSEN else {*KINDS}
+    kinds = [kind for kind in ("upstream", "putty", "sshfs") if kind in wanted]
+    others = [replace(setup, kind=kind) for kind in kinds for setup in mounts]
     return [setup for setup in setups if setup.kind in KINDS] + others
 
 
@@ -130,8 +135,13 @@ class Guard:
 class Trees:
     """Makes trees, and keeps the list of those that live."""
 
-    def __init__(self, master: Master, upstream: Upstream) -> None:
-        self._ways = {"mount": master, "upstream": upstream, "sshfs": master}
+    def __init__(self, master: Master, upstream: Upstream, putty: PuttyUpstream) -> None:
+        self._ways: dict[str, Master | PuttyUpstream] = {
+            "mount": master,
+            "upstream": upstream,
+            "putty": putty,
+            "sshfs": master,
+        }
         # Not below pytest's own directory, which only its owner may search.
         self._base = processes.make_directory()
         self._base.chmod(0o711)

@@ -1,0 +1,111 @@
+"""The last words to clients who speak the connection protocol, and the moment in which they are heard.
+
+One rule: a socket is not closed on a client's words. If anything is unread when it is closed, the kernel tells the
+client of a reset, and a PuTTY then never looks at what was said to it before. So what is still to be sent is sent, our
+direction ends, and what the client sends meanwhile is thrown away, until it hangs up or its time is over. Nobody waits
+for that but the end of the process. Imported by `upstream.py`, `relay.py` and `putty.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+PARTING_S: Final = 0.5  # a client that reads at all hangs up within milliseconds
+MAX_PARTING: Final = 64  # at a time; who breaks the rules in a loop is cut off without a word
+GATHERED: Final = 64  # buffers of one write
+_THROWN_AWAY_BYTES: Final = 64 << 10  # of one turn of the loop
+
+Body = bytes | bytearray | memoryview
+
+
+class Farewells:
+    """Those of one upstream."""
+
+    def __init__(self) -> None:
+        self._parting: set[_Parting] = set()
+
+    def part(self, connection: socket.socket, unsent: Iterable[Body]) -> None:
+        """Send this and hang up. The socket, which does not block, is ours from now on."""
+        if len(self._parting) >= MAX_PARTING:
+            return connection.close()
+        parting = _Parting(connection, deque(unsent), self._parting)
+        self._parting.add(parting)
+        parting.start()
+        return None
+
+    async def over(self) -> None:
+        """Wait for all, no longer than one may take."""
+        ends = [parting.ended for parting in self._parting]
+        try:
+            if ends:
+                await asyncio.wait(ends, timeout=PARTING_S)
+        finally:
+            for parting in tuple(self._parting):
+                parting.close()
+
+
+class _Parting:
+    def __init__(self, connection: socket.socket, unsent: deque[Body], others: set[_Parting]) -> None:
+        self._socket = connection
+        self._unsent = unsent
+        self._others = others
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def start(self) -> None:
+        self._timer = self._loop.call_later(PARTING_S, self.close)
+        self._loop.add_reader(self._socket.fileno(), self._throw_away)
+        self._loop.add_writer(self._socket.fileno(), self._send)
+        self._send()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        self._others.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+
+    def _send(self) -> None:
+        try:
+            while self._unsent:
+                count = self._socket.sendmsg(islice(self._unsent, GATHERED), (), socket.MSG_NOSIGNAL)
+                forget(self._unsent, count)
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.shutdown(socket.SHUT_WR)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            return self.close()
+
+    def _throw_away(self) -> None:
+        try:
+            if self._socket.recv(_THROWN_AWAY_BYTES):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self.close()
+
+
+def forget(unsent: deque[Body], count: int) -> None:
+    """Take the first `count` bytes, which are written, from what waits."""
+    while count:
+        first = unsent[0]
+        size = len(first)
+        if count < size:
+            unsent[0] = memoryview(first)[count:]
+            return
+        unsent.popleft()
+        count -= size

@@ -1,0 +1,97 @@
+"""Our place among PuTTY's, kept against thieves, tidiers and whoever never decides; and what is not ours left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from mux.errors import JoinError
+from mux.rendezvous import putty, putty_socket
+from mux.upstream import putty_places
+from tests.support.sshd import HOST, Sshd
+from tests.t2_upstream.riding import eventually, riding
+from tests.t5_putty.bare_clients import entries, putty_path, works
+
+
+def test_what_is_stolen_or_removed_is_published_again(sshd: Sshd, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(putty_places, "ASK_AGAIN_S", 0.05)
+        async with riding(sshd, str(sshd.control_dir / "stolen")) as ride:
+            places = putty_places.PuttyPlaces([own], ride.upstream._take_in_putty, watch_s=0.02)
+            ride.upstream.putty = places
+            await places.open()
+            path = putty_path(ride)
+            os.unlink(path)
+            await eventually(lambda: places.published and os.path.exists(path))
+            assert await works(ride)
+
+            os.unlink(path)
+            with closing(socket.socket(socket.AF_UNIX)) as thief:
+                thief.bind(path)
+                thief.listen()
+                theirs = putty_socket.identity(path)
+                await eventually(lambda: places.published == [])
+                thief.settimeout(20)
+                (await asyncio.to_thread(thief.accept))[0].close()  # it was asked whether it lives
+                (await asyncio.to_thread(thief.accept))[0].close()  # and again
+                assert putty_socket.identity(path) == theirs
+            await eventually(lambda: places.published)
+            assert await works(ride)
+        assert not os.path.exists(path)
+
+    asyncio.run(main())
+
+
+def test_what_is_somebody_elses_stays_at_the_end(sshd: Sshd, own: str) -> None:
+    published = putty_socket.publish(own)
+    os.unlink(published.path)
+    with closing(socket.socket(socket.AF_UNIX)) as other, closing(published.listener):
+        other.bind(published.path)
+        theirs = putty_socket.identity(published.path)
+        published.withdraw()
+        assert putty_socket.identity(published.path) == theirs
+        assert set(entries(Path(published.path).parent)) == {"lock", "socket"}
+
+
+def test_a_full_queue_is_not_an_absent_upstream(own: str) -> None:
+    published = putty_socket.publish(own)
+    with closing(published.listener), ExitStack() as stack:
+        published.listener.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                one = stack.enter_context(socket.socket(socket.AF_UNIX))
+                one.setblocking(False)
+                one.connect(published.path)
+        with pytest.raises(putty_socket.Taken):
+            putty_socket.publish(own)
+        assert published.is_there()
+        published.withdraw()
+
+
+def test_a_file_in_the_way_is_left_alone(own: str) -> None:
+    directory = Path(putty.directory_of(own))
+    directory.mkdir(mode=0o700)
+    (directory / "socket").write_text("precious")
+    with pytest.raises(JoinError, match="in the way"):
+        putty_socket.publish(own)
+    assert (directory / "socket").read_text() == "precious"
+
+
+def test_who_never_decides_stops_nobody(sshd: Sshd, own: str) -> None:
+    async def main() -> None:
+        directory = putty.directory_of(own)
+        with tempfile.TemporaryDirectory() as elsewhere, putty.deciding(directory, create=True):
+            async with riding(sshd, os.path.join(elsewhere, "s")) as ride:
+                places = putty_places.PuttyPlaces([own], ride.upstream._take_in_putty, watch_s=0.02)
+                ride.upstream.putty = places
+                assert await places.open() == []
+                assert places.published == []
+                assert (await ride.ssh(HOST, "echo here")).out == b"here\n"
+
+    asyncio.run(main())
