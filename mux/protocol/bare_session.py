@@ -90,6 +90,7 @@ class BareSession:
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
         self._start = self._end = 0  # of what is unparsed
         self._left = 0  # of the payload at hand
+        self._violation: RemoteProtocolError | None = None  # what ended it
         self._dropped = False  # whether nobody wants it
         self._direct = 0  # how much of it was asked for where it belongs
         self._pieces: list[Buffer] = []
@@ -195,6 +196,8 @@ class BareSession:
 
     def take(self, sinks: Sequence[memoryview]) -> int:
         """Copy what was received already into `sinks`; return how much. Raises `RemoteProtocolError`."""
+        if self._violation is not None and not self.ready:
+            raise self._violation
         done = 0
         for sink in sinks:
             at = 0
@@ -204,7 +207,7 @@ class BareSession:
                 self._start += count
                 self._left -= count
                 at += count
-                self._parse()
+                self._advance()
             done += at
         return done
 
@@ -237,12 +240,21 @@ class BareSession:
         direct = min(count, self._direct)
         self._end += count - direct
         self._left -= direct
-        self._parse()
+        self._advance()
+        if self._violation is not None and not direct:
+            raise self._violation
         return direct
 
     def consumed(self, count: int) -> None:
         """Note that the caller has done with so much of what it got: the server may send as much again."""
         self._say(self._channel.consumed(count))
+
+    def _advance(self) -> None:
+        """Parse; what the peer did wrong, or its goodbye, is told when the caller has all that came before it."""
+        try:
+            self._parse()
+        except RemoteProtocolError as error:
+            self._violation = error
 
     def _parse(self) -> None:
         """Take every packet that is there, up to the next payload that the caller wants."""

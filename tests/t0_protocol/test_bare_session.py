@@ -321,3 +321,27 @@ def test_garbage_never_makes_us_say_what_we_must_not(parts: list[bytes | int]) -
     kinds = [kind for kind, _ in said(core)]
     assert set(kinds) <= {92, 93, 97, 99, 100}
     assert 97 not in kinds[:-1]
+
+
+@pytest.mark.parametrize("piece", range(1, 60))
+@pytest.mark.parametrize("sink_bytes", [3, 1 << 16])
+def test_what_came_before_a_goodbye_is_the_callers(piece: int, sink_bytes: int) -> None:
+    core = opened()
+    stream = packet(94, OURS, string(b"last words")) + packet(1, u32(11), string(b"leaving"), string(b"en"))
+    got = bytearray()
+    sink = memoryview(bytearray(sink_bytes))
+    with pytest.raises(RemoteProtocolError, match="leaving"):
+        while stream or core.ready:
+            count = core.take([sink])
+            if not count:
+                taken = 0
+                for place in core.buffers([sink]):
+                    part = stream[taken : min(piece, taken + len(place))]
+                    place[: len(part)] = part
+                    taken += len(part)
+                stream = stream[taken:]
+                count = core.received(taken)
+            got += sink[:count]
+            core.consumed(count)
+        core.take([sink])
+    assert got == b"last words"
