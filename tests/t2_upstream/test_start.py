@@ -206,8 +206,11 @@ def test_a_race_lost_against_ssh_is_joined(
 
 
 def test_a_race_lost_by_ssh_as_our_engine_is_joined(
-    sshd: Sshd, path: Path, gate: Path, shared_master: Master, make_master: Callable[..., Master]
+    make_sshd: Callable[..., Sshd], gate: Path, shared_master: Master, make_master: Callable[..., Master]
 ) -> None:
+    """On a server of its own: sshd may keep the loser's connection for longer than a test waits for it to go."""
+    sshd = make_sshd()
+    path = sshd.control_dir / "own"
     options = gated(sshd, gate, shared_master.control_path)
     running = walk(sshd, *options, control_path=path, terms=Terms(ssh_command=("ssh",))).begin()
     held = wait_for_login(gate, running)
