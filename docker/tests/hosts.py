@@ -107,8 +107,7 @@ class Hosts:
             self.client = self._host("client", "sshmuxfs-client", MOUNTING)
             self.other = self._host("other", "sshmuxfs-client", MOUNTING)
             wait_for(lambda: "Server listening" in self.server.log(), "sshd")
-            for client in (self.client, self.other):
-                wait_for(lambda client=client: "ready" in client.log(), client.alias)  # type: ignore[misc]
+            wait_for(lambda: all("ready" in client.log() for client in (self.client, self.other)), "the clients")
         except BaseException:
             self.close()
             raise
