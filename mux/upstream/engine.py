@@ -63,6 +63,8 @@ HIGH_WATER_BYTES: Final = 256 * 1024
 LOW_WATER_BYTES: Final = 64 * 1024
 # What the kernel holds unsent: more would only delay the keystroke that comes behind a bulk packet.
 UNSENT_BYTES: Final = 128 * 1024
+# The server's host keys, its words of welcome, the first answers and the first channel.
+FIRST_ACKNOWLEDGEMENTS: Final = 12
 # Requests of the server that wait for our answer; each is answered at once, but for one that asks for keys' proof.
 WAITING_REQUESTS: Final = 64
 
@@ -93,6 +95,7 @@ class _Connection(asyncssh.SSHClientConnection):
         self.outbox = Outbox(loop)
         self.transport_full = False
         self.deferred_bytes = 0
+        self.acknowledgements = 0
 
     # The connection and its end
 
@@ -178,9 +181,22 @@ class _Connection(asyncssh.SSHClientConnection):
         if self.keepalive is not None:
             self.keepalive.heard_s = self._loop.time()
         super().data_received(data, datatype)
+        if self.acknowledgements:
+            self.acknowledge()
         if self.received_since_kex_bytes > self._rekey_bytes:
             # RekeyLimit counts both directions (ssh_config(5)); asyncssh counts what it sends.
             self.rekey()
+
+    def acknowledge(self) -> None:
+        """Have TCP acknowledge what came, and what comes next, without its usual delay of 40 ms.
+
+        Behind the login, for a few packets: sshd sets TCP_NODELAY with the first command, and until then each of its
+        small packets waits for the ACK of the one before.
+        """
+        self.acknowledgements -= 1
+        connected: socket.socket | None = self.get_extra_info("socket")
+        if connected is not None and connected.family in (socket.AF_INET, socket.AF_INET6):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _recv_data(self) -> None:
         """Take what was received as far as it goes: asyncssh's loop, with ours where it can do the work."""
@@ -426,6 +442,8 @@ async def start(
             _, connection = await loop.create_connection(lambda: _Connection(loop, prepared), sock=sock)
             connection.set_extra_info(host=prepared.host, port=prepared.port)
             await prepared.waiter
+        connection.acknowledgements = FIRST_ACKNOWLEDGEMENTS
+        connection.acknowledge()
         return Engine(connection, interval_s, count, close)
     except BaseException:
         if connection is None:

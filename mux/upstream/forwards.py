@@ -193,7 +193,7 @@ class Forwards:
         return standing
 
     def _taken(self, standing: Standing, connection: socket.socket, origin: tuple[str, int]) -> None:
-        self._run(self._serve_local(Passage(self, standing), connection, origin))
+        self._run(self._serve_local(Passage(self._engine, self, standing), connection, origin))
 
     async def _serve_local(self, passage: Passage, connection: socket.socket, origin: tuple[str, int]) -> None:
         """Connect one that came to a listener here, by a channel, to where the server is to connect."""
@@ -277,12 +277,12 @@ class Forwards:
             text = f"there are {self.gate.limit} forwarded connections already"
             self._incoming.refuse(incoming, OpenFailure.RESOURCE_SHORTAGE, text)
         elif standing.dynamic:
-            self._run(self._serve_remote_dynamic(Passage(self, standing), incoming))
+            self._run(self._serve_remote_dynamic(Passage(self._engine, self, standing), incoming))
         else:
             self._incoming.answer(incoming, self._serve_remote(standing, incoming))
 
     async def _serve_remote(self, standing: Standing, incoming: IncomingOpen) -> None:
-        passage = Passage(self, standing)
+        passage = Passage(self._engine, self, standing)
         try:
             connection = await targets.connect(standing.forward.connect_host, standing.forward.connect_port)
             channel = accept(self._engine, incoming, passage.stream(connection), passage.window_bytes)

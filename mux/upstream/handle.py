@@ -24,6 +24,8 @@ from .routes import Address, Brake, Direction, Facts, Opener, Route
 log = logging.getLogger(__name__)
 
 KEEPALIVE: Final = b"keepalive@openssh.com"
+# The first answer behind a login is late: the server is still making ready for its user.
+FIRST_TRIPS: Final = 3
 
 Close: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -75,6 +77,8 @@ class Engine:
 
     paused     it has enough: producers stop (and their brakes were told)
     brakes     who is told
+    shortest_round_trip_s   of those measured so far, the first right after the login: what the path takes, without
+               what was in flight in front; None until then
     openers    by kind of channel, who takes what the server opens: True when taken, and then the taker answers with
                CHANNEL_OPEN_CONFIRMATION or _FAILURE by `send`; refused here otherwise
     """
@@ -85,6 +89,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._started_s = time.monotonic()
         self._round_trip_s: float | None = None
+        self.shortest_round_trip_s: float | None = None
         self._measuring: asyncio.Future[float | None] | None = None
         self._gone = self._loop.create_task(_gone(connection, close))
         self.paused = False
@@ -93,6 +98,8 @@ class Engine:
         connection.on_full = self._set_paused
         if interval_s > 0:
             connection.keepalive = Keepalive(interval_s, count, self._ask, connection.give_up)
+        self._trips_left = FIRST_TRIPS
+        self._ask()
 
     @property
     def lost(self) -> str | None:
@@ -191,11 +198,15 @@ class Engine:
         def answered(_success: bool, _rest: bytes) -> None:
             alive = self.lost is None
             if alive:
-                self._round_trip_s = self._loop.time() - asked_s
+                self._round_trip_s = took_s = self._loop.time() - asked_s
+                self.shortest_round_trip_s = min(took_s, self.shortest_round_trip_s or took_s)
             if measuring is not None and not measuring.done():
                 measuring.set_result(self._round_trip_s if alive else None)
             if self._measuring is measuring:
                 self._measuring = None
+            self._trips_left -= 1
+            if alive and self._trips_left > 0:
+                self._ask()
 
         self.request(KEEPALIVE, b"", answered)
 

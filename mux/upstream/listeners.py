@@ -45,13 +45,16 @@ class Gate:
     def full(self) -> bool:
         return self.inside >= self.limit
 
-    def enter(self) -> int:
-        """One more; returns the window it may have, in bytes: a sixteenth of what is left, within bounds."""
+    def enter(self, path_bytes: int = LARGEST_WINDOW_BYTES) -> int:
+        """One more; returns the window it may have, in bytes: a sixteenth of what is left, within bounds.
+
+        `path_bytes` is what a window can be of use (`windows.path_bytes`).
+        """
         self.inside += 1
         if self.full:
             for listener in self.listeners:
                 listener.take(False)
-        window_bytes = max(LEAST_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self._left_bytes // 16))
+        window_bytes = max(LEAST_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, path_bytes, self._left_bytes // 16))
         self._left_bytes -= window_bytes
         return window_bytes
 

@@ -19,6 +19,7 @@ from mux.protocol.wire import string, u32
 from .channels import LiveChannel
 from .preamble import Preamble
 from .pumps import Stream
+from .windows import path_bytes
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -30,9 +31,9 @@ OPEN_DEADLINE_S: Final = 150.0  # the server connects somewhere first, which Lin
 class Passage:
     """One connection through a forwarding, and its share of the limits."""
 
-    def __init__(self, forwards: Forwards, standing: Standing) -> None:
+    def __init__(self, engine: Engine, forwards: Forwards, standing: Standing) -> None:
         self.standing = standing
-        self.window_bytes = forwards.gate.enter()
+        self.window_bytes = forwards.gate.enter(path_bytes(engine.shortest_round_trip_s))
         standing.connections += 1
         standing.taken += 1
         self._forwards = forwards

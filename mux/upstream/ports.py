@@ -8,7 +8,7 @@ whoever else has it, so it is set on no description but one that was opened here
   not permitted (a pipe of another user), calls that could wait are made in a thread, once epoll says that they should
   not have to;
 - a regular file is never opened anew, since its offset and O_APPEND are shared on purpose (`>> log`), and is read and
-  written in a thread, as is everything that epoll refuses;
+  written in a thread, as is everything that epoll refuses; what of it is in memory already can be read without;
 - /dev/null is what it is.
 
 Imported by the pumps.
@@ -29,6 +29,7 @@ NULL_DEVICE: Final = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt o
 # A blocking write of no more than this does not wait once poll says that a pipe is writable (pipe(7), PIPE_BUF).
 SAFE_WRITE_BYTES: Final = select.PIPE_BUF
 GATHER_LIMIT: Final = 64  # pieces in one call: 2 MiB of whole packets, more than any pipe or socket takes at once
+_CURRENT_OFFSET: Final = -1  # of preadv2(2): as read(2), which moves it
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -37,10 +38,11 @@ class Port:
 
     null       /dev/null: reads nothing, takes everything
     pollable   the loop can wait for it
+    cached     `read_cached` is worth a try
     direct     a call never waits: it may be made in the loop. Otherwise `read` and `write` are for a thread
     """
 
-    __slots__ = ("_socket", "descriptor", "direct", "null", "pollable")
+    __slots__ = ("_socket", "cached", "descriptor", "direct", "null", "pollable")
 
     def __init__(self, descriptor: int, *, writing: bool) -> None:
         """Takes ownership of `descriptor` at once. Raises `OSError`, having closed it, when it is not fit for this use
@@ -49,6 +51,7 @@ class Port:
         self.null = False
         self.pollable = False
         self.direct = False
+        self.cached = True
         self._socket: socket.socket | None = None
         try:
             self._find_out(writing)
@@ -61,6 +64,18 @@ class Port:
         if self._socket is not None:
             return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
         return os.readv(self.descriptor, [buffer])
+
+    def read_cached(self, buffer: memoryview) -> int | None:
+        """Of what is not pollable read what the kernel has at hand; None when that is nothing, or it cannot tell."""
+        if not self.cached:
+            return None
+        try:
+            return os.preadv(self.descriptor, [buffer], _CURRENT_OFFSET, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:  # this kind of file does not know the question; or what is wrong shows in a thread as well
+            self.cached = False
+            return None
 
     def read(self, count: int) -> bytes:
         """`read_into` with a buffer of its own, for a thread."""

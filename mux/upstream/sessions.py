@@ -141,7 +141,8 @@ class Session(Stream):
         try:
             if message.x11 and incoming is not None:
                 self._x11 = await incoming.x11.request()
-            self._window_bytes = window_bytes = WindowBudget.of(engine).take(large=self._large)
+            budget, nearest_s = WindowBudget.of(engine), engine.shortest_round_trip_s
+            self._window_bytes = window_bytes = budget.take(large=self._large, round_trip_s=nearest_s)
             # A terminal's output is thrown away at ^C by whoever reads it: half as much of it (mux.c).
             halved = 2 if message.tty else 1
             await LiveChannel.open(

@@ -60,7 +60,7 @@ class Source:
             self._port = None
         self._held: memoryview | None = None  # read, and not taken by the channel yet
         self._watching = False
-        self._busy = False  # a thread is reading
+        self._busy = False  # a thread is reading, or a file's turn is to come
         self._done = False
 
     @property
@@ -99,8 +99,31 @@ class Source:
         elif self._port.pollable:
             self._watching = True
             self._loop.add_reader(self._port.descriptor, self._readable)
+        elif self._port.cached:
+            self._busy = True
+            self._loop.call_soon(self._read_file)
         else:
             self._read_in_thread()
+
+    def _read_file(self) -> None:
+        """Read what is at hand, which takes no thread. One piece in a turn of the loop, as from all others."""
+        self._busy = False
+        room, port = self._channel.room_bytes, self._port
+        if self._done or port is None:
+            self.close()
+            return
+        if not room:
+            self._go_on()
+            return
+        buffer = _buffer()
+        count = port.read_cached(buffer[:room])
+        if count is None:
+            self._read_in_thread()
+        elif count:
+            self._send_anew(buffer[:count])
+            self._go_on()
+        else:
+            self._end()
 
     def _readable(self) -> None:
         room = self._channel.room_bytes

@@ -1,7 +1,8 @@
 """How large the windows of channels are: what a server may send ahead of its being used.
 
 One rule: all windows of a connection together are what this process may have to hold, so the large ones come out of a
-budget. Imported by whoever opens channels.
+budget; and none is larger than its path needs, because what one channel has in flight is in front of what the next one
+asks for. Imported by whoever opens channels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,19 @@ SESSION_WINDOW_BYTES: Final = 2 * 1024 * 1024
 LARGEST_WINDOW_BYTES: Final = 16 * 1024 * 1024
 # Ten clients that read nothing of what they asked for, and the process stays below 150 MB.
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
+# Twice what one processor decrypts and hands on, since a window is opened again by halves.
+_PATH_BYTES_PER_S: Final = 1_600_000_000
+# Eight packets: with less, both ends wait for each other; with more, a stat beside a copy from a near server waits.
+LEAST_WINDOW_BYTES: Final = 256 * 1024
+# What a program that moves files has in flight by itself: 64 requests of 32 KiB of sftp, 8 of 255 KiB of a mount.
+LEAST_LARGE_WINDOW_BYTES: Final = 2 * 1024 * 1024
+
+
+def path_bytes(round_trip_s: float | None) -> int:
+    """The window with which a path of this round trip is never idle; without a limit when it is not known."""
+    if round_trip_s is None:
+        return LARGEST_WINDOW_BYTES
+    return max(LEAST_WINDOW_BYTES, int(_PATH_BYTES_PER_S * round_trip_s))
 
 
 class WindowBudget:
@@ -32,15 +46,16 @@ class WindowBudget:
         """The engine's own, made when first asked for."""
         return _BUDGETS.setdefault(engine, cls())
 
-    def take(self, *, large: bool) -> int:
+    def take(self, *, large: bool, round_trip_s: float | None = None) -> int:
         """The window for a session, in bytes: for one that moves files `large`, if there is enough left of the budget.
 
         What is returned must be given to `give_back` when the session is over.
         """
-        window_bytes = SESSION_WINDOW_BYTES
-        if large:
-            window_bytes = max(SESSION_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self.left_bytes // 2))
-            self.left_bytes -= window_bytes
+        if not large:
+            return min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s))
+        most_bytes = max(LEAST_LARGE_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self.left_bytes // 2))
+        window_bytes = min(most_bytes, max(LEAST_LARGE_WINDOW_BYTES, path_bytes(round_trip_s)))
+        self.left_bytes -= window_bytes
         return window_bytes
 
     def give_back(self, window_bytes: int, *, large: bool) -> None:

@@ -25,6 +25,7 @@ class Server:
         self.pauses_after_bytes: int | None = None
         self.version = "SSH-2.0-OpenSSH_9.2"
         self.rekeys = 0
+        self.shortest_round_trip_s: float | None = None
         self.asked: list[bytes] = []  # global requests
         self._next = 10
 

@@ -488,3 +488,20 @@ def test_windows_stay_within_what_ten_clients_may_cost() -> None:
     for window_bytes in given:
         budget.give_back(window_bytes, large=True)
     assert budget.take(large=True) == LARGEST_WINDOW_BYTES
+
+
+@pytest.mark.parametrize(
+    ("round_trip_s", "session_bytes", "large_bytes"),
+    [
+        (0.00001, 256 << 10, 2 << 20),
+        (0.0005, 800_000, 2 << 20),
+        (0.002, 2 << 20, 3_200_000),
+        (0.1, 2 << 20, 16 << 20),
+        (None, 2 << 20, 16 << 20),
+    ],
+)
+def test_windows_are_what_the_path_needs(round_trip_s: float | None, session_bytes: int, large_bytes: int) -> None:
+    assert WindowBudget().take(large=False, round_trip_s=round_trip_s) == session_bytes
+    assert WindowBudget().take(large=True, round_trip_s=round_trip_s) == large_bytes
+    # Whoever moves files gets what it has in flight, whatever is left.
+    assert WindowBudget(0).take(large=True, round_trip_s=round_trip_s) == 2 << 20

@@ -384,6 +384,7 @@ def test_a_reply_is_taken_before_the_channel_behind_it() -> None:
 
             engine.openers[b"forwarded-tcpip"] = opened
             engine.request(b"tcpip-forward", string(b"") + u32(0), lambda ok, rest: seen.append(Reader(rest).u32()))
+            peer.send_packet(82)  # to what is asked behind every login
             peer.send_packet(81, u32(4022))
             peer.send_packet(90, string(b"forwarded-tcpip") + u32(0) + u32(1) + u32(1))
             await asyncio.wait_for(both.wait(), DEADLINE_S)

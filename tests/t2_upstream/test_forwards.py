@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -79,8 +80,9 @@ async def say(port: int | str, data: bytes, host: str = "127.0.0.1") -> bytes:
         async with asyncio.timeout(20):
             while piece := await reader.read(1 << 16):
                 heard += piece
-    except (ConnectionResetError, BrokenPipeError):
-        pass
+    except OSError as error:  # it may have been reset before all was said
+        if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN):
+            raise
     finally:
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)

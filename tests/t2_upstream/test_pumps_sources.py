@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -9,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mux.upstream.ports import Port
 from mux.upstream.pumps import Source
-from mux.upstream.workers import MAX_THREADS
+from mux.upstream.workers import MAX_THREADS, Done, Workers
 from tests.t2_upstream.ends import Ends, Window, fifo, flags, pipe, run, sockets, tcp, terminal_read, until
 
 ANY = [pipe, sockets, tcp, terminal_read]
@@ -120,7 +123,10 @@ def test_a_fifo_whose_writer_has_gone_already(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_regular_file_from_where_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_regular_file_from_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_hand: bool) -> None:
+    if not at_hand:  # as with a file that is not in memory, or of a kind that cannot tell
+        monkeypatch.setattr(Port, "read_cached", lambda self, buffer: None)
     path = tmp_path / "file"
     path.write_bytes(b"head " + bytes(3_000_000) + b" tail")
 
@@ -267,7 +273,8 @@ def test_a_translation_may_close_its_source() -> None:
     run(main)
 
 
-def test_many_files_cost_threads_up_to_a_limit(tmp_path: Path) -> None:
+def test_many_files_cost_threads_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Port, "read_cached", lambda self, buffer: None)
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
 
@@ -279,10 +286,48 @@ def test_many_files_cost_threads_up_to_a_limit(tmp_path: Path) -> None:
             one = Source(os.open(path, os.O_RDONLY), window, ended=window.ended.set)
             one.start()
             made.append((one, window))
-        assert threading.active_count() - before <= MAX_THREADS
+        most = 0
         for _, window in made:
+            most = max(most, threading.active_count() - before)
             await window.ended.wait()
             assert bytes(window.taken) == b"x" * 100
+        assert 0 < most <= MAX_THREADS
+
+    run(main)
+
+
+class CountingWorkers(Workers):
+    """Counts what it is given to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs = 0
+
+    def submit(self, call: Callable[[], Any], done: Done) -> None:
+        self.jobs += 1
+        super().submit(call, done)
+
+
+def test_a_file_at_hand_costs_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = CountingWorkers()
+    monkeypatch.setattr("mux.upstream.sources.WORKERS", workers)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 1_000_000)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
+        knows = True
+    except OSError as error:  # tmpfs of some kernels
+        knows = error.errno != errno.EOPNOTSUPP
+
+    async def main() -> None:
+        window = Window(1 << 30)
+        one = Source(descriptor, window, ended=window.ended.set)
+        one.start()
+        assert not window.taken  # one piece in a turn of the loop
+        await window.ended.wait()
+        assert bytes(window.taken) == b"x" * 1_000_000
+        assert (workers.jobs == 0) is knows
 
     run(main)
 

@@ -348,13 +348,16 @@ def test_the_window_of_file_transfers(sshd: Sshd) -> None:
         async with connected(sshd) as engine:
             budget = WindowBudget.of(engine)
             full = budget.left_bytes
+            await engine.measure(10)
+            assert engine.shortest_round_trip_s is not None
+            expected = WindowBudget().take(large=True, round_trip_s=engine.shortest_round_trip_s)
             told = Told()
             ours, theirs = socket.socketpair()
             with ours:
                 descriptor = theirs.fileno()
                 await start(engine, told, b"sftp", descriptor, descriptor, descriptor, PLAIN, subsystem=True)
                 theirs.close()
-                assert budget.left_bytes == full - (16 << 20)
+                assert budget.left_bytes == full - expected
                 ours.sendall(bytes.fromhex("00000005 01 00000003"))
                 assert (await asyncio.to_thread(ours.recv, 9))[4:] == bytes.fromhex("02 00000003")
             await told.over.wait()
