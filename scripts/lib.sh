@@ -26,9 +26,13 @@ sqlite3|command -v sqlite3
 make|command -v make
 tar|command -v tar
 xauth|command -v xauth
+curl|command -v curl
+util-linux|command -v setpriv && command -v unshare && command -v setsid
+putty-tools|command -v plink && command -v pscp && command -v psftp && command -v puttygen
 '
 needs_bench='
 sshfs|command -v sshfs
+putty-tools|command -v plink && command -v psftp
 tar|command -v tar
 '
 
