@@ -131,8 +131,8 @@ def _check(commands: Any) -> None:
         "check",
         "checking:check",
         "tell whether a connection to a host can be shared now",
-        "Exit status 0 and one line on stdout when a connection to HOST can be shared now; "
-        "1 when not, with the reason on stderr; 2 for a mistake in the command line.",
+        "Exit status 0 when a connection to HOST can be shared now, with a line on stdout for a master's and one for a "
+        "PuTTY's; 1 when none can, with the reason on stderr; 2 for a mistake in the command line.",
     )
     # An answer, and no failure: as `plink -shareexists` has it.
     parser.set_defaults(failure=int(ExitCode.FAILURE))

@@ -10,17 +10,15 @@ Imports are late: a wrong option is told before anything heavy is loaded, and a 
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from mux.errors import ExitCode, SharingError, printable
+from mux.errors import ExitCode, SharingError
 from sshmuxfs.options import Help, Options, UsageError, Version, parse
 
 PROGRAM = "sshmuxfs"
-_SYSLOG = "/dev/log"
 _READY = b"ready"
 
 
@@ -124,31 +122,9 @@ def _let_go(writable: int) -> None:
     os.close(writable)
 
 
-class _Escaped(logging.Formatter):
-    """Log lines may quote a server: nothing in them may steer a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(printable(line, 2000) for line in super().format(record).splitlines())
-
-
 def _log_to(options: Options) -> None:
-    """Log to the file named, in front to stderr, else to syslog where there is one."""
-    handler: logging.Handler
-    style = f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s"
-    if options.log_file is not None:
-        try:
-            handler = logging.FileHandler(os.path.abspath(options.log_file), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"the log file {printable(options.log_file)} cannot be written: {error.strerror}"
-            ) from None
-        style = "%(asctime)s " + style
-    elif options.foreground:
-        handler = logging.StreamHandler()
-    elif os.path.exists(_SYSLOG):
-        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-    else:
-        handler = logging.NullHandler()
-    handler.setFormatter(_Escaped(style))
+    from mux import logs
+
+    handler = logs.handler(PROGRAM, file=options.log_file, foreground=options.foreground)
     level = logging.DEBUG if options.debug else options.log_level.upper()
     logging.basicConfig(level=level, handlers=[handler], force=True)

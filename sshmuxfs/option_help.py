@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Final
 
-from sshmuxfs.option_tables import FLAGS, OPTIONS, SSH_NAMES, Group
+from sshmuxfs.option_tables import FLAGS, OPTIONS, Group
+from sshmuxfs.ssh_keywords import SSH_NAMES
 
 USAGE: Final = "sshmuxfs [user@]host:[dir] mountpoint [options]"
 

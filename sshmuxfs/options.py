@@ -7,8 +7,8 @@ The form is sshfs's: options may stand before, between and behind `[user@]host:[
 and glued, its list is cut at commas, and a backslash takes a comma's meaning away, as in libfuse. Of two contradicting
 `-o` options the last counts, as in libfuse; options of ssh_config go to ssh in the order given, where the first counts.
 
-What each option is called and takes stands in `sshmuxfs.option_tables`. Imported by `sshmuxfs.cli` and
-`sshmuxfs.mount`.
+What each option is called and takes stands in `sshmuxfs.option_tables`, what ssh calls its own in
+`sshmuxfs.ssh_keywords`. Imported by `sshmuxfs.cli` and `sshmuxfs.mount`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from mux.errors import ExitCode, JoinError, SharingError, printable
 from mux.rendezvous.roles import Putty
 from mux.rendezvous.target import SshOptions, check_user, option_name, split_host
 from sshmuxfs.option_help import USAGE, help_text
-from sshmuxfs.option_tables import BY_NAME, FLAGS, ONLY_IN_SSH_CONFIG, OPTIONS, SSH_NAMES, Group, Kind, Option
+from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, Group, Kind, Option
+from sshmuxfs.ssh_keywords import ONLY_IN_SSH_CONFIG, SSH_NAMES
 
 
 class UsageError(SharingError):

@@ -11,12 +11,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from mux.errors import printable
+from mux.rendezvous import putty
 
 _LONGEST_COMMAND_BYTES: Final = 16 * 1024  # of a command line; enough for any that a person wrote
 _SHOWN_CHARACTERS: Final = 300
+_MOST_WORDS: Final = 64  # where a destination is looked for; a remote command behind it can have any number
 _SOCKET_LINK: Final = re.compile(r"socket:\[(\d+)\]")
 
 # The title a persisting master of OpenSSH gives itself (mux.c, control_persist_detach): nothing else is left of its
@@ -134,6 +137,24 @@ def ssh_destination(process: Process) -> str | None:
     if os.path.basename(process.arguments[0]) != "ssh":
         return None
     return next(_positionals(process.arguments[1:], _SSH_WITH_ARGUMENT), None)
+
+
+def putty_names(process: Process, local_user: str) -> Iterator[tuple[str, str]]:
+    """Each word on a command line of PuTTY's that may be the destination, with each name it would share under.
+
+    No word is excluded for what stands before it: who compares the names knows which it was.
+    """
+    words = process.arguments[1:_MOST_WORDS]
+    following = dict(pairwise(words))
+    for word, next_word in pairwise([*words, ""]):
+        if word.startswith("-"):
+            continue
+        user, at, host = word.rpartition("@")
+        users = [user] if at else [following.get("-l"), local_user, None]  # psftp knows none where none is given
+        given = (port for port in (following.get("-P"), next_word) if port and port.isascii() and port.isdigit())
+        for port in (*map(int, given), putty.SSH_PORT):
+            for name in dict.fromkeys(users):
+                yield word, putty.connection_name(host, name, port)
 
 
 def mounted(process: Process) -> Mounted | None:

@@ -19,7 +19,7 @@ from mux.protocol.messages import Failure, Info, InfoRequest, PermissionDenied, 
 from mux.rendezvous import putty
 from mux.rendezvous.conversation import Conversation, HungUp
 from mux.rendezvous.roles import Join, Wish, candidates, decide, nothing_to_join
-from mux.rendezvous.sockets import HELLO_DEADLINE_S, Found, Probe, connect, look, shown
+from mux.rendezvous.sockets import HELLO_DEADLINE_S, Probe, connect, look, shown
 from mux.rendezvous.target import SshOptions, Target, resolve, split_host
 
 SSH_FAILED: Final = 255  # what ssh ends with when it cannot do what it was asked
@@ -65,11 +65,22 @@ def reach(arguments: argparse.Namespace) -> Reached:
     return Reached(decision.path, decision.pid, target)
 
 
-def reach_putty(arguments: argparse.Namespace) -> Probe | None:
-    """Find the PuTTY that shares a connection to a host on the command line, as a mount would."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is for a host, in both worlds, each up to the first that is LIVE."""
+
+    wish: Wish
+    target: Target
+    masters: list[Probe]
+    puttys: list[Probe]  # none where a control path was named: that one is meant
+
+
+def look_around(arguments: argparse.Namespace) -> Seen:
+    """Look for every connection that a mount of this host could join. Raises JoinError when ssh cannot resolve it."""
     wish = Wish.of(ssh_options(arguments), may_upstream=False)
-    probes = putty.look(putty.candidates(resolve_host(arguments))) if wish.asks_putty else []
-    return next((probe for probe in probes if probe.found is Found.LIVE), None)
+    target = resolve_host(arguments)
+    masters = look(candidates(wish, target), deadline_s=_FIND_DEADLINE_S)
+    return Seen(wish, target, masters, putty.look(putty.candidates(target)) if wish.asks_putty else [])
 
 
 def resolve_host(arguments: argparse.Namespace) -> Target:

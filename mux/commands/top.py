@@ -28,7 +28,7 @@ from mux.errors import ExitCode, SharingError, printable
 from .reach import Reached, reach
 from .status import Program, facts, programs
 from .tables import age, milliseconds, size
-from .upstreams import find
+from .upstreams import masters
 
 _PERIOD_S: Final = 1.0
 _SOON_S: Final = 0.3  # between the two answers of a look without a terminal
@@ -119,7 +119,7 @@ def _rates(meter: Meter) -> str:
 
 
 def _all() -> Iterator[Mapping[str, Any]]:
-    for one in find({}):
+    for one in masters({}):
         if one.pid is None or one.state != "live":
             continue
         try:

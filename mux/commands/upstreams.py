@@ -3,8 +3,10 @@
 The one rule: what is found by looking at the system is only a place to ask at; a connection is what answers there.
 Listening sockets of this user's ssh and upstream processes are found exactly on Linux, whatever path they are at. What
 may be held elsewhere (by root, in a container, on a system that does not tell) is looked for where it would be: in our
-runtime directory, and where the hosts named in ssh_config have their control paths. Each probe has its deadline, and
-all are asked at the same time, so that a frozen one costs no more than itself. Imported by `list`, `top` and `exit`.
+runtime directory, where the hosts named in ssh_config have their control paths, and where PuTTY's tools find each
+other. Each probe has its deadline, and all are asked at the same time, so that a frozen one costs no more than itself.
+A PuTTY is only looked at, as `plink -shareexists` does; it has no control path, and is never sent a request of those.
+Imported by `list`, `top` and `exit`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from mux.errors import SharingError, printable
+from mux.errors import JoinError, SharingError, printable
 from mux.rendezvous import putty
 from mux.rendezvous.sockets import HELLO_DEADLINE_S, Found, probe
 from mux.rendezvous.target import own_directories
@@ -50,7 +53,7 @@ class Rider:
 class Upstream:
     """A connection that is shared, or the process of one that gives no answer."""
 
-    kind: str  # "openssh" or "sshmux"
+    kind: str  # "openssh", "sshmux" or "putty"
     path: str
     state: str  # "live", or what was found instead
     pid: int | None
@@ -81,6 +84,18 @@ class Sockets:
                 path = _control_path(one, process)
                 if not path.startswith(_PUTTY):  # our own door for PuTTY's tools, to a connection that has a path
                     found[path] = (pid, process)
+        return found
+
+    def puttys(self) -> dict[str, tuple[int, Process]]:
+        """Where this user's processes listen for PuTTY's tools, upstreams of ours included: path -> (pid, process)."""
+        found = {}
+        for one in self._sockets:
+            pid = self._holders.get(one.inode)
+            # Who was replaced by another PuTTY goes on listening, at a name that is not its own any more.
+            if one.listening and pid is not None and one.path.startswith(_PUTTY) and _is_file_of(one.path, one):
+                process = processes.look(pid)
+                if process is not None:
+                    found[one.path] = (pid, process)
         return found
 
     def others(self) -> frozenset[str]:
@@ -139,12 +154,37 @@ def _is_file_of(path: str, listener: UnixSocket) -> bool:
 def find(hosts: Mapping[str, str]) -> list[Upstream]:
     """Return every connection that is shared now, by host. `hosts`: control path -> the name of a host it is for."""
     sockets = Sockets()
+    found = _answers([*_questions_to_masters(hosts, sockets), *_questions_to_puttys(sockets)])
+    # Where the system does not tell whose a socket is, the doors of ours were knocked at as well.
+    doors = {door["path"] for one in found if one.status is not None for door in one.status.get("putty", ())}
+    return [one for one in found if one.kind != "putty" or one.path not in doors]
+
+
+def masters(hosts: Mapping[str, str]) -> list[Upstream]:
+    """The same, but those that have a control path."""
+    return _answers(_questions_to_masters(hosts, Sockets()))
+
+
+Question = Callable[[], "Upstream | None"]
+
+
+def _answers(questions: Sequence[Question]) -> list[Upstream]:
+    found = at_the_same_time(lambda question: question(), questions)
+    return sorted((one for one in found if one is not None), key=lambda one: (one.host, one.path))
+
+
+def _questions_to_masters(hosts: Mapping[str, str], sockets: Sockets) -> list[Question]:
     listeners = sockets.listeners()
     directories = {*own_directories(), *map(os.path.dirname, hosts)}
     places = _sockets_in(directories, sockets.others())
-    paths = list(dict.fromkeys([*listeners, *(path for path in hosts if os.path.lexists(path)), *places]))
-    found = at_the_same_time(lambda path: _ask(path, listeners.get(path), hosts.get(path), sockets), paths)
-    return sorted((one for one in found if one is not None), key=lambda one: (one.host, one.path))
+    paths = dict.fromkeys([*listeners, *(path for path in hosts if os.path.lexists(path)), *places])
+    return [partial(_ask, path, listeners.get(path), hosts.get(path), sockets) for path in paths]
+
+
+def _questions_to_puttys(sockets: Sockets) -> list[Question]:
+    holders = sockets.puttys()
+    doors = {path for path, (_, process) in holders.items() if processes.is_ours(process)}
+    return [partial(_ask_putty, path, holders.get(path), sockets) for path in putty.existing() if path not in doors]
 
 
 def _sockets_in(directories: Iterable[str], skipped: frozenset[str]) -> list[str]:
@@ -164,6 +204,7 @@ def _sockets_in(directories: Iterable[str], skipped: frozenset[str]) -> list[str
     return found
 
 
+_SILENT: Final = frozenset({Found.FROZEN, Found.FULL})
 _STATES: Final = {Found.FROZEN: "no answer", Found.FULL: "no answer", Found.ABSENT: "unreachable"}
 
 
@@ -190,9 +231,51 @@ def _ask(path: str, holder: tuple[int, Process] | None, host: str | None, socket
         pid=pid,
         host=_host(status, host, process),
         age_s=process.age_s if process else None,
-        clients=None if riders is None else len({rider.pid or -index for index, rider in enumerate(riders)}),
+        clients=None if riders is None else _programs(riders),
         status=status,
     )
+
+
+def _ask_putty(path: str, holder: tuple[int, Process] | None, sockets: Sockets) -> Upstream | None:
+    """What is at this path of PuTTY's; None when nobody shares there, or a process of ours does."""
+    probed = putty.probe_path(path)
+    if probed.found is not Found.LIVE and probed.found not in _SILENT:
+        return None
+    pid = probed.pid or (holder[0] if holder else None)  # the kernel says 0 of a process that cannot be seen from here
+    process = processes.look(pid) if pid else None
+    if process is not None and processes.is_ours(process):
+        return None
+    riders = sockets.riders(pid) if pid else None
+    return Upstream(
+        kind="putty",
+        path=path,
+        state="live" if probed.found is Found.LIVE else _STATES[probed.found],
+        pid=pid,
+        host=_putty_host(process, path),
+        age_s=process.age_s if process else None,
+        clients=None if riders is None else _programs(riders),
+    )
+
+
+def _putty_host(process: Process | None, path: str) -> str:
+    """The destination on the command line, if this path follows from it; "" when that does not tell.
+
+    It does not where a saved session has the host, or its user or port.
+    """
+    directory = os.path.dirname(path)
+    try:
+        salt = putty.read_salt(os.path.dirname(directory))
+        names = processes.putty_names(process, putty.local_user()) if process else ()
+        return next(
+            (printable(typed) for typed, name in names if putty.hashed(salt, name) == os.path.basename(directory)), ""
+        )
+    except (putty.NotThere, JoinError):
+        return ""
+
+
+def _programs(riders: Iterable[Rider]) -> int:
+    """How many processes there are; each that cannot be seen is one of its own."""
+    return len({rider.pid or -index for index, rider in enumerate(riders)})
 
 
 def _host(status: Mapping[str, Any] | None, host: str | None, process: Process | None) -> str:

@@ -17,10 +17,10 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from mux.errors import ExitCode, printable
+from mux.errors import ExitCode, JoinError, printable
 from mux.rendezvous.order import Kind, Order, Report
 from mux.rendezvous.sockets import Found, probe, shown
 
@@ -32,19 +32,21 @@ _SHORTEST_PERSIST: Final = "5"
 _NO: Final = frozenset({"no", "false"})
 _ASKING: Final = frozenset({"ask", "autoask"})
 _COMPLAINT_BYTES: Final = 4096
+_END_DEADLINE_S: Final = 2.0  # on SIGTERM ssh ends within milliseconds
 
 
 def start(order: Order, command: tuple[str, ...], deadline_s: float, cancelled: int) -> Report:
     """Have ssh log in, and return how that went once it is found at the path of `order`.
 
     What it asks and complains of goes to the terminal by itself; without one its complaint is in the report. Raises
-    JoinError when it takes longer than `deadline_s`, or the descriptor `cancelled` becomes readable.
+    JoinError when it takes longer than `deadline_s`, the descriptor `cancelled` becomes readable, or there is no
+    descriptor left to wait by; what was started has then ended.
     """
     if order.password is not None:
         message = "a password from standard input cannot be handed to ssh itself"
         return Report(Kind.FAILED, message, "leave out -o password_stdin: ssh asks at the terminal", ExitCode.USAGE)
     mark = secrets.token_hex(8)
-    with open(os.memfd_create("ssh-stderr"), "r+b") as complaint:
+    with open(_descriptor(lambda: os.memfd_create("ssh-stderr")), "r+b") as complaint:
         try:
             process = subprocess.Popen(
                 [*command, *arguments(order)],
@@ -59,13 +61,12 @@ def start(order: Order, command: tuple[str, ...], deadline_s: float, cancelled: 
             _wait(process, deadline_s, cancelled)
             report = _outcome(order, process.returncode, mark)
         except BaseException:
-            _end(mark)
-            process.wait()
+            _end(mark, process)
             raise
         complaint.seek(0)
         said = printable(complaint.read(_COMPLAINT_BYTES))
     if report.kind is not Kind.READY:
-        _end(mark)
+        _end(mark, process)
     return report if not said or report.kind is not Kind.FAILED else _with_words(report, said)
 
 
@@ -98,12 +99,19 @@ def arguments(order: Order) -> list[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], deadline_s: float, cancelled: int) -> None:
-    descriptor = os.pidfd_open(process.pid)
+    descriptor = _descriptor(lambda: os.pidfd_open(process.pid))
     try:
         wait_readable(descriptor, time.monotonic() + deadline_s, cancelled, "the login")
     finally:
         os.close(descriptor)
     process.wait()
+
+
+def _descriptor(make: Callable[[], int]) -> int:
+    try:
+        return make()
+    except OSError as error:
+        raise JoinError(f"ssh cannot be watched: {error.strerror}") from error
 
 
 def _outcome(order: Order, status: int, mark: str) -> Report:
@@ -128,7 +136,11 @@ def _with_words(report: Report, said: str) -> Report:
 
 def _marked(mark: str) -> Iterator[int]:
     entry = f"{_MARK}={mark}".encode()
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:  # out of descriptors
+        return
+    for name in names:
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/environ", "rb") as environment:
@@ -138,10 +150,23 @@ def _marked(mark: str) -> Iterator[int]:
                 continue
 
 
-def _end(mark: str) -> None:
-    """End what was started here. A process that has the mark has it from its first moment, so a pid is no other's."""
+def _end(mark: str, process: subprocess.Popen[bytes]) -> None:
+    """End what was started here; our child, if it is still there, has ended behind this."""
+    _signal(mark, process, signal.SIGTERM)
+    _signal(mark, process, signal.SIGCONT)  # one that was stopped, as by asking from the background, takes it only now
+    try:
+        process.wait(_END_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        _signal(mark, process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(mark: str, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """A process that has the mark has it from its first moment, so a pid is no other's."""
+    process.send_signal(number)  # to nobody when it was waited for
     for pid in _marked(mark):
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
+        if pid != process.pid:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass

@@ -35,7 +35,7 @@ from mux.rendezvous.sockets import Found, Probe, look, shown
 from mux.rendezvous.target import Target
 
 from . import openssh_master
-from .waiting import LockWait, wait_readable
+from .waiting import LockWait, make_event, wait_readable
 
 LOOK_DEADLINE_S: Final = 5.0
 # A person who is asked takes a while; sshd itself hangs up on a login after two minutes (LoginGraceTime), and a host
@@ -110,13 +110,13 @@ class Search:
         *,
         look_s: float = LOOK_DEADLINE_S,
     ) -> None:
-        """`look_s`: the deadline of each look at all the paths."""
+        """`look_s`: the deadline of each look at all the paths. Raises JoinError when there is no descriptor left."""
         self._look_s = look_s
         self._target = target
         self._wish = wish
         self._terms = terms or Terms()
         self._say = say
-        self._cancelled = os.eventfd(0, os.EFD_CLOEXEC)
+        self._cancelled = make_event()
         self._guard = threading.Lock()
 
     def cancel(self) -> None:
@@ -281,8 +281,14 @@ class _Process:
     """An upstream process, from its start to its last report."""
 
     def __init__(self, order: Order, lock: publish.Lock | None) -> None:
-        orders, self._order = os.pipe2(os.O_CLOEXEC)
-        self._reports, reports = os.pipe2(os.O_CLOEXEC)
+        """Raises JoinError when none can be started."""
+        orders, self._order = _pipe()
+        try:
+            self._reports, reports = _pipe()
+        except JoinError:
+            os.close(orders)
+            os.close(self._order)
+            raise
         command = [sys.executable, "-P", str(_MAIN), str(orders), str(reports)]
         inherited = [orders, reports]
         if lock is not None:
@@ -297,7 +303,7 @@ class _Process:
         except OSError as error:
             os.close(self._order)
             os.close(self._reports)
-            raise JoinError(f"no upstream process can be started: {error.strerror}") from error
+            raise _not_started(error) from error
         finally:
             os.close(orders)
             os.close(reports)
@@ -343,6 +349,17 @@ class _Process:
                 self._process.kill()
                 self._process.wait()
         os.close(self._reports)
+
+
+def _pipe() -> tuple[int, int]:
+    try:
+        return os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_started(error) from error
+
+
+def _not_started(error: OSError) -> JoinError:
+    return JoinError(f"no upstream process can be started: {error.strerror}")
 
 
 def _wait_end(descriptor: int) -> None:

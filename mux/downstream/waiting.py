@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,14 @@ from mux.errors import ExitCode, JoinError, SharingError
 from mux.rendezvous import publish
 
 SAY_WAITING_S: Final = 2.0  # a login without questions takes less
+
+
+def make_event() -> int:
+    """An eventfd(2), by which another thread ends a wait. Raises JoinError when there is no descriptor left."""
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC)
+    except OSError as error:
+        raise JoinError(f"nothing can be waited for: {error.strerror}") from error
 
 
 def wait_readable(descriptor: int, until: float, cancelled: int, what: str) -> None:
@@ -37,27 +44,30 @@ class LockWait:
     """Waits for a lock in a thread of its own: flock(2) has no deadline, and nothing to poll."""
 
     def __init__(self, path: str) -> None:
+        """Raises JoinError when there is no descriptor left."""
         self._path = path
         self._guard = threading.Lock()
         self._given_up = False
         self._outcome: publish.Lock | SharingError | None = None
-        self._event = os.eventfd(0, os.EFD_CLOEXEC)
+        self._event = make_event()
 
     def result(self, deadline_s: float, cancelled: int, say_waiting: Callable[[], None]) -> publish.Lock:
         """Return the lock. Raises JoinError (INTERRUPTED, NO_ANSWER)."""
-        # A daemon: it does not keep a process that was told to end.
-        threading.Thread(target=self._wait, name="lock", daemon=True).start()
         until = time.monotonic() + deadline_s
+        taken = False
         try:
+            # A daemon: it does not keep a process that was told to end.
+            threading.Thread(target=self._wait, name="lock", daemon=True).start()
             if not _readable(self._event, cancelled, SAY_WAITING_S):
                 say_waiting()
             wait_readable(self._event, until, cancelled, "the login of another command")
+            taken = True
         finally:
             with self._guard:
                 self._given_up = True
                 outcome = self._outcome
                 os.close(self._event)
-            if isinstance(outcome, publish.Lock) and sys.exc_info()[0] is not None:
+            if isinstance(outcome, publish.Lock) and not taken:
                 outcome.release()
         if isinstance(outcome, SharingError):
             raise outcome

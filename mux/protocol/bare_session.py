@@ -6,7 +6,7 @@ nothing after CLOSE (a PuTTY relays it unchecked, and the server then ends the c
 payload of CHANNEL_DATA is not held here: while one is due, the caller's own buffers are what `buffers` asks to receive
 into, followed by room for the header of the next.
 
-Imported by `mux.downstream.putty`.
+Imported by `mux.downstream.putty_session`.
 """
 
 from __future__ import annotations

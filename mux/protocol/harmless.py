@@ -3,7 +3,8 @@
 OpenSSH's sshd ends the whole connection over a single malformed message (`sshpkt_fatal`, `ssh_packet_disconnect` in
 its serverloop.c, session.c and channels.c): a field cut short, a byte too many, a NUL in a text, terminal modes that
 break off, a second terminal for one session. Most servers do so. One rule, therefore: what is not in these tables does
-not pass, and what is in them passes only when every field is whole. Imported by `nat.py` alone.
+not pass, and what is in them passes only when every field is whole. Imported by `nat.py` and its parts, and for one
+name by `mux.upstream.channels`.
 """
 
 from __future__ import annotations

@@ -51,6 +51,9 @@ class Client(Protocol):
     def deliver(self, kind: int, first: bytes, rest: Body) -> None:
         """A packet for it, in two parts. Views may be kept; nothing is called back from here."""
 
+    def answered(self, kind: bytes, opened: bool) -> None:
+        """The server has opened a channel of this kind, for which the client had asked, or has not."""
+
     def fail(self, reason: str) -> None:
         """It cannot be served any more, and is to be ended. May be called more than once."""
 

@@ -199,7 +199,7 @@ def directory_of(name: str, parent: str | None = None) -> str:
 
 
 def existing(parent: str | None = None) -> list[str]:
-    """The paths of all sockets that are there, whosever; nothing tells what they are connected to."""
+    """The paths of all sockets that are there, whosever; no path tells what is behind it."""
     try:
         parent = parent_directory() if parent is None else parent
         check_directory(parent)
@@ -347,7 +347,7 @@ def _greeted(connection: socket.socket, path: str, patience: Patience) -> Probe:
             left_s = until - time.monotonic()
             if not _readable(connection, patience, left_s if told else min(left_s, patience.say_after_s)):
                 if told or left_s <= patience.say_after_s:
-                    return _probe(path, Found.FROZEN, not_logged_in(path, pid))
+                    return _probe(path, Found.FROZEN, not_logged_in(path, pid), pid)
                 told = True
                 if patience.say is not None:
                     patience.say(waiting_for(pid))

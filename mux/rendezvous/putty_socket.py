@@ -70,26 +70,24 @@ class PuttySocket:
 def publish(name: str, parent: str | None = None) -> PuttySocket:
     """Listen at a connection's name. `parent`: of the directories, PuTTY's own unless a test has another.
 
-    Raises `Taken`; `TimeoutError` when somebody does not come to a decision; `JoinError` and `putty.NotThere` when
-    nothing can be published for this user.
+    Raises `Taken`; `TimeoutError` when it may go another time, since somebody does not come to a decision or we are out
+    of descriptors; `JoinError` and `putty.NotThere` when nothing can be published for this user.
     """
-    parent = putty.parent_directory() if parent is None else parent
-    _check_length(parent)
-    putty.make_directory(parent)
-    directory = os.path.join(parent, putty.hashed(putty.make_salt(parent), name))
-    path = os.path.join(directory, putty.SOCKET)
-    with putty.deciding(directory, create=True):
-        _make_way(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(path)
-            listener.listen(socket.SOMAXCONN)
+    # First: that there is no descriptor would below be taken for a lasting reason.
+    listener = _make_socket()
+    try:
+        parent = putty.parent_directory() if parent is None else parent
+        _check_length(parent)
+        putty.make_directory(parent)
+        directory = os.path.join(parent, putty.hashed(putty.make_salt(parent), name))
+        path = os.path.join(directory, putty.SOCKET)
+        with putty.deciding(directory, create=True):
+            _make_way(path)
+            _listen(listener, path)
             return PuttySocket(name, path, listener)
-        except BaseException as error:
-            listener.close()
-            if isinstance(error, OSError):
-                raise _impossible(path, error) from None
-            raise
+    except BaseException:
+        listener.close()
+        raise
 
 
 def identity(path: str) -> tuple[int, int] | None:
@@ -109,9 +107,25 @@ def _check_length(parent: str) -> None:
         raise JoinError(text, ExitCode.UNSAFE_SOCKET)
 
 
+def _make_socket() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise TimeoutError(f"no socket can be made: {error.strerror}") from None
+
+
+def _listen(listener: socket.socket, path: str) -> None:
+    try:
+        listener.bind(path)
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise _impossible(path, error) from None
+
+
 def _make_way(path: str) -> None:
-    """Remove what was left behind at a path. Raises `Taken`, and `JoinError` for what is no socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+    """Remove what was left behind at a path. Raises `Taken`, `TimeoutError`, and `JoinError` for what is no socket."""
+    with _make_socket() as connection:
+        connection.setblocking(False)
         try:
             connection.connect(path)
         except FileNotFoundError:

@@ -70,7 +70,7 @@ class Probe:
     path: str
     found: Found
     detail: str  # whole sentences: what was found, where, and what to do
-    pid: int | None = None  # of the master, by its own word; only when LIVE
+    pid: int | None = None  # of the master, by its own word, when LIVE; of a PuTTY by the kernel's, when FROZEN too
     putty: bool = False  # whether a PuTTY was looked for, and not a master
 
 

@@ -235,7 +235,11 @@ def _absolute(path: str) -> str | None:
 def _run(command: list[str], host: str, deadline_s: float) -> str:
     # stderr goes to a file and not to a pipe: what a `Match exec` leaves running in the background inherits it, and
     # would keep a pipe open. The process group is its own so that at the deadline such commands end too.
-    with open(os.memfd_create("ssh-stderr"), "r+b") as stderr:
+    try:
+        words = os.memfd_create("ssh-stderr")
+    except OSError as error:  # out of descriptors
+        raise JoinError(f"cannot run `ssh`: {error.strerror}") from error
+    with open(words, "r+b") as stderr:
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, process_group=0

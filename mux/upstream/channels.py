@@ -38,6 +38,7 @@ from mux.protocol.connection import (
     WindowGrown,
 )
 from mux.protocol.harmless import KEEPALIVE
+from mux.protocol.sides import Offer
 
 from .turns import Braked, Turns
 from .windows import SESSION_WINDOW_BYTES
@@ -59,19 +60,6 @@ class OpenRefused(SharingError):
         super().__init__(f"the server refused a channel: {text}" if text else "the server refused a channel")
         self.code = code
         self.text = text
-
-
-class Incoming(Protocol):
-    """What is needed of a CHANNEL_OPEN of the server: `engine.IncomingOpen`."""
-
-    @property
-    def kind(self) -> bytes: ...
-    @property
-    def sender(self) -> int: ...
-    @property
-    def window_bytes(self) -> int: ...
-    @property
-    def packet_bytes(self) -> int: ...
 
 
 class Transport(Braked, Protocol):
@@ -199,7 +187,7 @@ class LiveChannel:
     def accept(
         cls,
         engine: Transport,
-        incoming: Incoming,
+        incoming: Offer,
         end: ChannelEnd,
         *,
         window_bytes: int,

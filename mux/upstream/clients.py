@@ -37,6 +37,8 @@ from mux.protocol.messages import (
 from . import commandlines, status
 from .relay import Relay
 from .requests import AT_ONCE, DENIED, IN_A_TASK, Denied, Descriptors, RequestRefused
+from .unsent import Unsent
+from .watching import Watch
 
 if TYPE_CHECKING:
     from .sessions import Session
@@ -93,13 +95,12 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._socket = connection
         self._core = _Core()
-        self._unsent = bytearray()
+        self._unsent = Unsent()
+        self._watch = Watch(connection.fileno(), self._readable, self._flush)
         self._task: asyncio.Task[None] | None = None
         self._early: list[Callable[[int], SessionMessage]] = []  # said before the client knew its session's number
         self.opening = False
         self._ended = False
-        self._reading = False
-        self._writing = False
         self._finishing = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -117,7 +118,7 @@ class Client:
         self._socket.setblocking(False)
         self._set_timer("greeting", HELLO_DEADLINE_S, self.drop, "it did not greet in time")
         self._timers["command"] = commandlines.look_up(self.pid, self._command_known)
-        self._read(True)
+        self._watch.read(True)
         self._flush()
 
     def close(self) -> None:
@@ -125,8 +126,7 @@ class Client:
         if self.gone.is_set():
             return
         self.gone.set()
-        self._read(False)
-        self._write(False)
+        self._watch.stop()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -158,7 +158,7 @@ class Client:
         """Hang up once everything is sent."""
         if not self.gone.is_set():
             self._finishing = True
-            self._read(False)
+            self._watch.read(False)
             self._set_timer("flush", FLUSH_DEADLINE_S, self.close)
             self._flush()
 
@@ -288,7 +288,7 @@ class Client:
         for message in early:
             self._say(message)
         if isinstance(reply, ProxyReady):
-            self._read(False)
+            self._watch.read(False)
             self._flush()
         elif self._ended:
             self.finish()
@@ -303,18 +303,16 @@ class Client:
             return
         pieces = self._core.data_to_send()
         for data, _ in pieces:
-            self._unsent += data
+            self._unsent.put(data)
         try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)]
-        except (BlockingIOError, InterruptedError):
-            pass
+            self._unsent.send(self._socket)
         except OSError:
             return self.close()
-        self._write(bool(self._unsent))
-        if not self._unsent and self._finishing:
+        waiting = self._unsent.queued_bytes
+        self._watch.write(waiting > 0)
+        if not waiting and self._finishing:
             self.close()
-        elif not self._unsent and self._core.state is State.PROXY:
+        elif not waiting and self._core.state is State.PROXY:
             self._hand_over()
         elif self._core.state is not State.PROXY and not self._finishing:
             self._pace(len(pieces))
@@ -322,33 +320,17 @@ class Client:
     def _pace(self, answered: int) -> None:
         """Read on, unless the client asks faster than is fair to others, or does not read the answers."""
         if answered >= REQUESTS_PER_PORTION:
-            self._read(False)
+            self._watch.read(False)
             self._set_timer("pace", PORTION_S * answered / REQUESTS_PER_PORTION, self._flush)
         elif "pace" not in self._timers:
-            self._read(len(self._unsent) <= MAX_UNSENT_BYTES)
+            self._watch.read(self._unsent.queued_bytes <= MAX_UNSENT_BYTES)
 
     def _hand_over(self) -> None:
         """From here on the socket carries packets of the connection protocol, and is the relay's."""
-        self._write(False)
+        self._watch.write(False)
         self.relay = Relay(self.upstream, self._socket, self._core.take_rest(), self.close)
 
-    # Timers, registrations, limits
-
-    def _read(self, on: bool) -> None:
-        if on != self._reading:
-            self._reading = on
-            if on:
-                self._loop.add_reader(self._socket.fileno(), self._readable)
-            else:
-                self._loop.remove_reader(self._socket.fileno())
-
-    def _write(self, on: bool) -> None:
-        if on != self._writing:
-            self._writing = on
-            if on:
-                self._loop.add_writer(self._socket.fileno(), self._flush)
-            else:
-                self._loop.remove_writer(self._socket.fileno())
+    # Timers, limits
 
     def _set_timer(self, name: str, delay_s: float, action: Callable[..., None], *arguments: Any) -> None:
         def fire() -> None:

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from mux.errors import printable
 
+from .workers import Workers
+
 AFTER_S: Final = 0.05  # commands that end at once, the most, never cost the look into /proc
 MAX_BYTES: Final = 4096
+# /proc asks the process's own memory, which may lie on a mount that hangs: a few threads may be lost to such, no more.
+_LOOKERS: Final = Workers(4)
 
 
 def look_up(pid: int, tell: Callable[[str], None]) -> asyncio.TimerHandle:
     """Call `tell` with the command line of a process, in a moment, unless what is returned is cancelled before."""
     loop = asyncio.get_running_loop()
 
-    def known(future: asyncio.Future[str]) -> None:
-        if not future.cancelled():
-            tell(future.result())
-
     def look() -> None:
-        # In a thread: /proc asks the process's own memory, which may lie on a mount that hangs.
-        loop.run_in_executor(None, _command_line, pid).add_done_callback(known)
+        _LOOKERS.submit(partial(_command_line, pid), lambda line, _: tell(line or ""))
 
     return loop.call_later(AFTER_S, look)
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .service import Service
 
 PROGRAM: Final = "sshmux"
-_SYSLOG: Final = "/dev/log"
 _READ_BYTES: Final = 65536
 
 log = logging.getLogger(__name__)
@@ -86,6 +85,12 @@ class Starter:
             os.close(self._reports)
         self._reports = -1
 
+    def let_go(self) -> None:
+        """The pipe with the order is of no more use. Idempotent."""
+        if self.orders >= 0:
+            os.close(self.orders)
+            self.orders = -1
+
     def unlock(self) -> None:
         """Let others look at the path. Idempotent."""
         from mux.rendezvous.publish import Lock
@@ -139,29 +144,10 @@ def _read_order(descriptor: int) -> Order | None:
     return Order.from_json(line)
 
 
-class _Escaped(logging.Formatter):
-    """Log lines may quote a server or a client: nothing in them may steer a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(printable(line, 2000) for line in super().format(record).splitlines())
-
-
 def _log_to(order: Order) -> None:
-    """Log to the file named, in front to stderr, else to syslog where there is one."""
-    import logging.handlers
+    from mux import logs
 
-    handler: logging.Handler
-    style = f"{PROGRAM}[%(process)d]: %(levelname)s: %(message)s"
-    if order.log_file is not None:
-        handler = logging.FileHandler(order.log_file, encoding="utf-8")
-        style = "%(asctime)s " + style
-    elif order.foreground:
-        handler = logging.StreamHandler()
-    elif os.path.exists(_SYSLOG):
-        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-    else:
-        handler = logging.NullHandler()
-    handler.setFormatter(_Escaped(style))
+    handler = logs.handler(PROGRAM, file=order.log_file, foreground=order.foreground)
     logging.basicConfig(level=logging.DEBUG if order.debug else logging.INFO, handlers=[handler], force=True)
     # asyncssh logs every channel and authentication step at INFO.
     logging.getLogger("asyncssh").setLevel(logging.DEBUG if order.debug else logging.WARNING)

@@ -130,6 +130,10 @@ class _Connection(asyncssh.SSHClientConnection):
             self._force_close(asyncssh.ConnectionLost(f"no SSH handshake within {HANDSHAKE_DEADLINE_S:g} s"))
 
     def eof_received(self) -> None:
+        if self._tasks and not self._auth_complete:
+            # What came just before is looked at in a task and may say why, as when a server that has no algorithm in
+            # common with us hangs up at once: that task is heard before `connection_lost`, which follows by itself.
+            return
         self.reason = self.reason or f"Connection to {self.host} closed by remote host."
         super().eof_received()
 
@@ -480,7 +484,7 @@ _ATTRIBUTES: Final = """
     _agent _auth_complete _auth_in_progress _channels _compressor _decompressor _deferred_packets _enc_alg_cs
     _global_request_queue _global_request_waiters _inpbuf _kex _kex_complete _kexinit_sent _loop
     _next_recv_encryption _owner _recv_encryption _recv_handler _recv_seq _rekey_bytes _rekey_bytes_sent
-    _rekey_seconds _rekey_time _send_encryption _send_seq _transport
+    _rekey_seconds _rekey_time _send_encryption _send_seq _tasks _transport
 """
 
 

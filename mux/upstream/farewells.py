@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
-from collections.abc import Iterable
-from itertools import islice
 from typing import Final
+
+from .unsent import Unsent
+from .watching import Watch
 
 PARTING_S: Final = 0.5  # a client that reads at all hangs up within milliseconds
 MAX_PARTING: Final = 64  # at a time; who breaks the rules in a loop is cut off without a word
-GATHERED: Final = 64  # buffers of one write
 _THROWN_AWAY_BYTES: Final = 64 << 10  # of one turn of the loop
-
-Body = bytes | bytearray | memoryview
 
 
 class Farewells:
@@ -29,11 +26,11 @@ class Farewells:
     def __init__(self) -> None:
         self._parting: set[_Parting] = set()
 
-    def part(self, connection: socket.socket, unsent: Iterable[Body]) -> None:
+    def part(self, connection: socket.socket, unsent: Unsent) -> None:
         """Send this and hang up. The socket, which does not block, is ours from now on."""
         if len(self._parting) >= MAX_PARTING:
             return connection.close()
-        parting = _Parting(connection, deque(unsent), self._parting)
+        parting = _Parting(connection, unsent, self._parting)
         self._parting.add(parting)
         parting.start()
         return None
@@ -50,18 +47,19 @@ class Farewells:
 
 
 class _Parting:
-    def __init__(self, connection: socket.socket, unsent: deque[Body], others: set[_Parting]) -> None:
+    def __init__(self, connection: socket.socket, unsent: Unsent, others: set[_Parting]) -> None:
         self._socket = connection
         self._unsent = unsent
         self._others = others
+        self._watch = Watch(connection.fileno(), self._throw_away, self._send)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def start(self) -> None:
         self._timer = self._loop.call_later(PARTING_S, self.close)
-        self._loop.add_reader(self._socket.fileno(), self._throw_away)
-        self._loop.add_writer(self._socket.fileno(), self._send)
+        self._watch.read(True)
+        self._watch.write(True)
         self._send()
 
     def close(self) -> None:
@@ -72,21 +70,17 @@ class _Parting:
         self._others.discard(self)
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
+        self._watch.stop()
         self._socket.close()
 
     def _send(self) -> None:
         try:
-            while self._unsent:
-                count = self._socket.sendmsg(islice(self._unsent, GATHERED), (), socket.MSG_NOSIGNAL)
-                forget(self._unsent, count)
-            self._loop.remove_writer(self._socket.fileno())
-            self._socket.shutdown(socket.SHUT_WR)
-        except (BlockingIOError, InterruptedError):
-            return
+            self._unsent.send(self._socket)
+            if not self._unsent.queued_bytes:
+                self._watch.write(False)
+                self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            return self.close()
+            self.close()
 
     def _throw_away(self) -> None:
         try:
@@ -97,15 +91,3 @@ class _Parting:
         except OSError:
             pass
         self.close()
-
-
-def forget(unsent: deque[Body], count: int) -> None:
-    """Take the first `count` bytes, which are written, from what waits."""
-    while count:
-        first = unsent[0]
-        size = len(first)
-        if count < size:
-            unsent[0] = memoryview(first)[count:]
-            return
-        unsent.popleft()
-        count -= size

@@ -14,9 +14,9 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mux.errors import ConnectionLost, SharingError, printable
 from mux.protocol.connection import OpenFailure
@@ -31,6 +31,7 @@ from .listeners import Gate, Listener, bind_names, listen_tcp, listen_unix
 from .passages import Passage, converse, converse_on, open_direct, permitted, tell
 from .preamble import Preamble
 from .pumps import Stream
+from .tasks import Tasks
 
 if TYPE_CHECKING:
     from .engine import Engine, IncomingOpen
@@ -94,7 +95,7 @@ class Forwards:
         self._settings = settings
         self._incoming = incoming
         self._pending: dict[Forward, asyncio.Task[Standing]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("a forwarded connection")
         self.streams: set[Stream] = set()
         self._closed = False
 
@@ -154,8 +155,9 @@ class Forwards:
     def close_all(self) -> None:
         """The end: no listener and no connection stays. The server is not told, since it is gone or will be."""
         self._closed = True
-        for task in (*self._pending.values(), *self._tasks):
+        for task in self._pending.values():
             task.cancel()
+        self._tasks.cancel()
         for standing in self.standing.values():
             standing.close()
         self.standing.clear()
@@ -184,16 +186,22 @@ class Forwards:
             else:
                 names = bind_names(forward.listen_host, gateway_ports=options.gateway_ports)
                 sockets = await listen_tcp(names, forward.listen_port, options.address_family)
+            listener = Listener(sockets, self.gate, functools.partial(self._taken, standing), path)
         except (OSError, ValueError) as error:
             log.info("%s: %s", describe(forward), error)
             raise ForwardRefused("Port forwarding failed")
-        listener = Listener(sockets, self.gate, functools.partial(self._taken, standing), path)
         standing.port = listener.port
         standing.close = listener.close
         return standing
 
     def _taken(self, standing: Standing, connection: socket.socket, origin: tuple[str, int]) -> None:
-        self._run(self._serve_local(Passage(self._engine, self, standing), connection, origin))
+        passage = Passage(self._engine, self, standing)
+
+        def turn_away() -> None:
+            connection.close()
+            passage.over()
+
+        self._tasks.run(self._serve_local(passage, connection, origin), turn_away)
 
     async def _serve_local(self, passage: Passage, connection: socket.socket, origin: tuple[str, int]) -> None:
         """Connect one that came to a listener here, by a channel, to where the server is to connect."""
@@ -277,7 +285,8 @@ class Forwards:
             text = f"there are {self.gate.limit} forwarded connections already"
             self._incoming.refuse(incoming, OpenFailure.RESOURCE_SHORTAGE, text)
         elif standing.dynamic:
-            self._run(self._serve_remote_dynamic(Passage(self._engine, self, standing), incoming))
+            passage = Passage(self._engine, self, standing)
+            self._tasks.run(self._serve_remote_dynamic(passage, incoming), passage.over)
         else:
             self._incoming.answer(incoming, self._serve_remote(standing, incoming))
 
@@ -323,16 +332,6 @@ class Forwards:
             preamble.give_up()
             passage.over()
             raise
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a forwarded connection met with a fault", exc_info=error)
 
 
 def check(forward: Forward) -> None:

@@ -10,11 +10,10 @@ Claims are for `forwards.py`, and for `relay.py` on behalf of a proxy client. Se
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from mux.errors import RemoteProtocolError, SharingError, WireError
 from mux.protocol.connection import Message, OpenFailure
@@ -24,6 +23,7 @@ from mux.protocol.wire import Reader, string, u32
 from . import targets
 from .channels import LiveChannel
 from .pumps import Stream
+from .tasks import Tasks
 from .x11 import X11
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Incoming:
         self._engine = engine
         self._settings = settings
         self._claims: dict[tuple[bytes, Key], list[Taker]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("a channel of the server")
         self._agents: set[Stream] = set()
         self._agent_asked = False
         self.x11 = X11(engine, settings, self.refuse)
@@ -81,14 +81,15 @@ class Incoming:
             self._agent_asked = True
         return self._settings.forwarded_agent is not None
 
-    def answer(self, incoming: IncomingOpen, taking: Awaitable[None]) -> None:
-        """Await what answers an open; an error of it is the refusal. Of too many at a time the latest is refused."""
+    def answer(self, incoming: IncomingOpen, taking: Coroutine[Any, Any, None]) -> None:
+        """Await what answers an open; an error of it is the refusal. Of too many at a time the latest is refused.
+
+        At the end of the connection it may be closed without having begun.
+        """
         if len(self._tasks) >= MAX_CONNECTING:
-            _close(taking)
+            taking.close()
             return self.refuse(incoming, OpenFailure.RESOURCE_SHORTAGE, "too many connections are being opened")
-        task = asyncio.ensure_future(self._answer(incoming, taking))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.run(self._answer(incoming, taking), taking.close)
 
     def refuse(self, incoming: IncomingOpen, code: OpenFailure, text: str) -> None:
         """Answer an open with a refusal."""
@@ -98,13 +99,12 @@ class Incoming:
 
     def close(self) -> None:
         """The end: what is being connected is given up, what is connected is closed."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         for agent in tuple(self._agents):
             agent.close()
         self.x11.close()
 
-    async def _answer(self, incoming: IncomingOpen, taking: Awaitable[None]) -> None:
+    async def _answer(self, incoming: IncomingOpen, taking: Coroutine[Any, Any, None]) -> None:
         try:
             await taking
         except RemoteProtocolError as error:
@@ -170,8 +170,3 @@ def _key(incoming: IncomingOpen) -> Key:
 
 def _port(key: Key) -> int | None:
     return key[1] if isinstance(key, tuple) else None
-
-
-def _close(taking: Awaitable[None]) -> None:
-    if asyncio.iscoroutine(taking):
-        taking.close()

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import asyncssh
@@ -26,6 +27,7 @@ from .prompts import Prompts
 from .publickeys import public_key, rsa_bits
 from .settings import Ask, Settings
 from .values import home
+from .workers import in_thread
 
 # A private key file is a few KiB; what is larger is none.
 _MAX_FILE_BYTES: Final = 1 << 20
@@ -60,8 +62,7 @@ class FileKeyPair(asyncssh.SSHKeyPair):
         private = await self._load()
         if private.public_data != self.key_public_data:
             raise ValueError("the private key is not the one of the public key beside it")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, private.sign, data, self.sig_algorithm)
+        return await in_thread(partial(private.sign, data, self.sig_algorithm))
 
 
 class _Identity:
@@ -125,13 +126,10 @@ class Keys:
     # What there is
 
     async def _prepare(self) -> list[_Identity]:
-        loop = asyncio.get_running_loop()
         settings = self._settings
         # Certificates that are named are the only ones (ssh.c, load_public_identity_files).
         certified = not settings.certificate_files
-        files = await loop.run_in_executor(
-            None, lambda: [_File(path, certified=certified) for path in settings.identity_files]
-        )
+        files = await in_thread(lambda: [_File(path, certified=certified) for path in settings.identity_files])
         held = await self._held()
         holders = {pair.public_data: pair for pair in held}
         named = {file.public.public_data for file in files if file.public is not None}
@@ -139,7 +137,7 @@ class Keys:
 
         found: list[_Identity] = []
         for path in self._settings.certificate_files:
-            certificate = await loop.run_in_executor(None, _certificate, path)
+            certificate = await in_thread(partial(_certificate, path))
             if certificate is not None:
                 found += self._certified(path, certificate, holders, files)
         found += [self._of_agent(pair) for pair in held if pair.public_data in named]
@@ -251,10 +249,9 @@ class Keys:
             return file.private
 
     async def _read_private(self, path: str) -> asyncssh.SSHKey:
-        loop = asyncio.get_running_loop()
         try:
-            data = await loop.run_in_executor(None, _private_file, path)
-            return await loop.run_in_executor(None, asyncssh.import_private_key, data)
+            data = await in_thread(partial(_private_file, path))
+            return await in_thread(partial(asyncssh.import_private_key, data))
         except OSError as error:
             self._say(f"cannot read {printable(path)}: {error.strerror}")
             raise ValueError("unreadable") from error
@@ -271,7 +268,7 @@ class Keys:
             if not passphrase:
                 break
             with contextlib.suppress(asyncssh.KeyImportError, asyncssh.KeyEncryptionError):
-                return await loop.run_in_executor(None, asyncssh.import_private_key, data, passphrase)
+                return await in_thread(partial(asyncssh.import_private_key, data, passphrase))
         raise ValueError("no passphrase")
 
     async def _add_to_agent(self, file: _File) -> None:

@@ -72,16 +72,25 @@ class Listener:
     """The sockets of one forwarding. `taken` gets each connection, non-blocking, with the address of its other end."""
 
     def __init__(self, sockets: list[socket.socket], gate: Gate, taken: Taken, path: bytes | None = None) -> None:
+        """Takes ownership of `sockets` at once. Raises `OSError`, having closed them, when `path` has gone already."""
         self.sockets = sockets
-        self.port: int = 0 if path is not None else sockets[0].getsockname()[1]
+        self.port = 0
         self._gate = gate
         self._taken = taken
         self._path = path
-        self._inode = None if path is None else os.lstat(path)
+        self._inode: os.stat_result | None = None
         self._taking = False
         self._retry: asyncio.TimerHandle | None = None
         gate.listeners.add(self)
-        self.take(not gate.full)
+        try:
+            if path is None:
+                self.port = sockets[0].getsockname()[1]
+            else:
+                self._inode = os.lstat(path)
+            self.take(not gate.full)
+        except BaseException:
+            self.close()
+            raise
 
     def take(self, on: bool) -> None:
         """Take connections, or leave them in the queue."""

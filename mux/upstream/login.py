@@ -69,7 +69,6 @@ async def _attempt(
     settings: Settings, prompts: Prompts, host_keys: HostKeys, keys: Keys, say: Callable[[str], None]
 ) -> Engine | None:
     """One connection. None when it ended over the host's key."""
-    connected = await connect.connect(settings, say)
     client = Client(settings, prompts, host_keys, keys, say)
     update = KeyUpdate(settings, prompts, host_keys, say)
     options = {
@@ -77,6 +76,7 @@ async def _attempt(
         **host_keys.asyncssh_options(),
         "server_host_keys_handler": update.offered,
     }
+    connected = await connect.connect(settings, say)
     try:
         async with _Patience(prompts):
             found = await engine.start(connected.sock, client, options, deadline_s=None, close=connected.close)

@@ -134,7 +134,12 @@ class Port:
             if error.errno == errno.ENXIO and access == os.O_WRONLY and _is_pipe(self.descriptor):
                 raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))  # nobody is there to read it
             return False
-        if access == os.O_RDONLY and _has_ended(self.descriptor):
+        try:
+            ended = access == os.O_RDONLY and _has_ended(self.descriptor)
+        except BaseException:
+            os.close(own)
+            raise
+        if ended:
             os.close(own)
             return False
         os.close(self.descriptor)

@@ -124,7 +124,9 @@ class Program:
                     harder()
                 except ProcessLookupError:
                     pass
-        await waiting
+        # Who hangs in the kernel does not even end by SIGKILL; it is the system's from now on.
+        await asyncio.wait([waiting], timeout=TERM_DEADLINE_S)
+        waiting.cancel()
         try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._words.ended.wait()

@@ -107,7 +107,10 @@ class Prompts:
             if not self._wants_askpass():
                 terminal = self._open_terminal()
                 if terminal is not None:
-                    return await _Question(terminal, text, echo=echo).answer()
+                    try:
+                        return await _Question(terminal, text, echo=echo).answer()
+                    except termios.error:  # it has been hung up
+                        return None
             return await self._askpass(text, "") if self._may_askpass() else None
 
     async def confirm(self, text: str) -> bool:
@@ -202,7 +205,11 @@ class _Question:
         self._terminal = terminal
         self._text = text
         self._echo = echo
-        self._before = termios.tcgetattr(terminal)
+        try:
+            self._before = termios.tcgetattr(terminal)
+        except termios.error:
+            os.close(terminal)
+            raise
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[str | None] = self._loop.create_future()
         self._received = b""

@@ -23,6 +23,8 @@ from mux.protocol.wire import string, u32
 
 from . import commandlines
 from .relay import BY_APPLICATION, DISCONNECT, PROTOCOL_ERROR, Relay
+from .unsent import Unsent
+from .watching import Watch
 
 if TYPE_CHECKING:
     from .upstream import Upstream
@@ -59,7 +61,7 @@ class PuttyClient:
         self._loop = asyncio.get_running_loop()
         self._socket = connection
         self._greeting = Greeting(Role.UPSTREAM)
-        self._reading = False
+        self._watch = Watch(connection.fileno(), self._readable)
         self._parted = False
         self._asking: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -73,7 +75,7 @@ class PuttyClient:
         if not self._send(greeting_of_upstream(server.encode(errors="replace"))):
             return self.close()
         self._deadline = self._loop.call_later(GREETING_DEADLINE_S, self.dismiss, "no greeting came in time")
-        self._read(True)
+        self._watch.read(True)
         return None
 
     def close(self) -> None:
@@ -81,7 +83,7 @@ class PuttyClient:
         if self.gone.is_set():
             return
         self.gone.set()
-        self._read(False)
+        self._watch.read(False)
         for timer in (self._deadline, self._lookup):
             if timer is not None:
                 timer.cancel()
@@ -109,8 +111,8 @@ class PuttyClient:
 
     def _refuse(self, reason: str, code: int) -> None:
         if not self.gone.is_set():
-            self._read(False)
-            self.upstream.farewells.part(self._socket, [_goodbye(reason, code)])
+            self._watch.read(False)
+            self.upstream.farewells.part(self._socket, Unsent(_goodbye(reason, code)))
             self._parted = True
             self.close()
 
@@ -143,7 +145,7 @@ class PuttyClient:
 
     def _greeted(self, software: bytes) -> None:
         self.software = printable(software, 100) or "?"
-        self._read(False)
+        self._watch.read(False)
         if self._deadline is not None:
             self._deadline.cancel()
         self.upstream.tally.clients += 1
@@ -169,14 +171,6 @@ class PuttyClient:
 
     def _ride(self) -> None:
         self.relay = Relay(self.upstream, self._socket, self._greeting.rest, self.close, PUTTY_SHARING)
-
-    def _read(self, on: bool) -> None:
-        if on != self._reading:
-            self._reading = on
-            if on:
-                self._loop.add_reader(self._socket.fileno(), self._readable)
-            else:
-                self._loop.remove_reader(self._socket.fileno())
 
 
 def _goodbye(reason: str, code: int) -> bytes:

@@ -18,21 +18,21 @@ import asyncio
 import logging
 import socket
 import weakref
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 from mux.errors import RemoteProtocolError, printable
 from mux.protocol.dialects import PROXY_MODE, Dialect
 from mux.protocol.nat import Nat, NatChannel
+from mux.protocol.nat_channels import State
 from mux.protocol.packets import LARGEST_FRAME_BYTES
 from mux.protocol.shares import Shares
 from mux.protocol.sides import Body, GiveUp, Key, Taker
 from mux.protocol.wire import string, u32
 
 from .channels import Turns
-from .farewells import GATHERED, forget
+from .unsent import Unsent
+from .watching import Watch
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from .incoming import Incoming
 
 READ_BYTES: Final = 128 << 10  # of one turn: four packets of data, and half of what stops the producers
-JOINED_BYTES: Final = 4 << 10  # up to here a copy costs less than a buffer more in the write
-TAIL_BYTES: Final = 64 << 10  # small packets joined in one buffer
 # Answers and other packets without data that the client leaves unread; then it is not read from. It may have asked
 # some thousand questions by then.
 UNREAD_BYTES: Final = 256 << 10
@@ -52,6 +50,7 @@ MAX_QUEUED_BYTES: Final = 160 << 20
 LARGEST_OPENSSH_REQUEST_BYTES: Final = LARGEST_FRAME_BYTES - 512
 LARGEST_REQUEST_BYTES: Final = 34000
 
+SESSION: Final = b"session"
 DISCONNECT: Final = 1  # SSH_MSG_DISCONNECT and two of its reasons: RFC 4253 section 11.1
 PROTOCOL_ERROR: Final = 2
 BY_APPLICATION: Final = 11
@@ -68,6 +67,8 @@ class Shared(Protocol):
     def incoming(self) -> Incoming: ...
     @property
     def farewells(self) -> Farewells: ...
+    def note_session(self) -> None: ...
+    def note_refusal(self) -> None: ...
 
 
 _SHARES: weakref.WeakKeyDictionary[Engine, Shares] = weakref.WeakKeyDictionary()
@@ -92,6 +93,7 @@ class Relay:
     ) -> None:
         """`rest`: what came behind the request. `on_end` is called once, unless `hang_up` was called before."""
         engine = upstream.engine
+        self._upstream = upstream
         self.description = dialect.name
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -113,12 +115,9 @@ class Relay:
             dialect=dialect,
         )
         self._rest = rest
-        self._out: deque[bytes | bytearray | memoryview] = deque()
-        self._tail: bytearray | None = None
-        self._queued_bytes = 0
+        self._unsent = Unsent()
+        self._watch = Watch(connection.fileno(), self._readable, self._flush)
         self._ended = False
-        self._reading = False
-        self._writing = False
         self._flush_due = False
         self._in_row = False
         self._x11: asyncio.Task[None] | None = None
@@ -129,6 +128,11 @@ class Relay:
     def channels(self) -> list[NatChannel]:
         """Its channels; what is left of a client that has gone among them."""
         return list(self._nat.channels.values())
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions it has open."""
+        return sum(one.kind == SESSION and one.state is State.OPEN for one in self._nat.channels.values())
 
     @property
     def forwardings(self) -> list[tuple[bytes, Key]]:
@@ -143,9 +147,8 @@ class Relay:
 
     def _leave(self) -> None:
         self._ended = True
-        self._read_on(False)
-        self._write_on(False)
-        self._out.clear()
+        self._watch.stop()
+        self._unsent = Unsent()
         self._rest = b""
         if self._x11 is not None:
             self._x11.cancel()
@@ -166,7 +169,7 @@ class Relay:
     def _say_goodbye(self, reason: str, code: int) -> None:
         text = string(printable(reason).encode()) + string(b"")
         self.deliver(DISCONNECT, u32(code) + text, b"")
-        unsent = tuple(self._out)
+        unsent = self._unsent
         self._leave()
         self._farewells.part(self._socket, unsent)
         self._on_end()
@@ -186,7 +189,7 @@ class Relay:
 
     def _readable(self) -> None:
         if self._engine.paused:
-            self._read_on(False)
+            self._watch.read(False)
             self._in_row = True
             self._turns.wait(self)
         else:
@@ -197,7 +200,7 @@ class Relay:
         try:
             count = self._socket.recv_into(_BUFFER[begun:], READ_BYTES)
         except (BlockingIOError, InterruptedError):
-            return self._watch()
+            return self._read_on()
         except OSError:
             return self._end()
         if not count:  # half a hang-up is one: nothing of the client's could be closed otherwise
@@ -205,13 +208,13 @@ class Relay:
         self.sent_bytes += count
         _BUFFER[:begun] = self._rest
         self._take(_BUFFER[: begun + count])
-        return self._watch()
+        return self._read_on()
 
     def _take_up(self) -> None:
         """Go on with what has come already."""
         if not self._ended:
             self._take(memoryview(self._rest))
-            self._watch()
+            self._read_on()
 
     def _take(self, data: memoryview) -> None:
         """Take the packets of `data`, and keep what is not a whole one."""
@@ -229,33 +232,29 @@ class Relay:
             self._rest = bytes(data[start:])
         return None
 
-    def _watch(self) -> None:
+    def _read_on(self) -> None:
         """Read on, unless that has to wait for something that will call here again."""
         if self._ended or self._in_row:
             return
-        unread = self._queued_bytes - self._nat.loans.waiting_bytes
-        self._read_on(not self._nat.stalled and not self._nat.busy and unread <= UNREAD_BYTES)
+        unread = self._unsent.queued_bytes - self._nat.loans.waiting_bytes
+        self._watch.read(not self._nat.stalled and not self._nat.busy and unread <= UNREAD_BYTES)
 
     # What goes to the client (`sides.Client`)
 
     def deliver(self, kind: int, first: bytes, rest: Body) -> None:
         """Send a packet, with what else this turn of the loop brings."""
-        size = len(rest)
-        head = self._framing.pack(kind, first, size)
-        tail = self._tail
-        if tail is None or len(tail) > TAIL_BYTES:
-            tail = self._tail = bytearray()
-            self._out.append(tail)
-        tail += head
-        if size <= JOINED_BYTES:
-            tail += rest
-        else:
-            self._out.append(rest)
-            self._tail = None
-        self._queued_bytes += len(head) + size
-        if not self._flush_due and not self._writing:
+        self._unsent.put(self._framing.pack(kind, first, len(rest)), rest)
+        if not self._flush_due and not self._watch.writing:
             self._flush_due = True
             self._loop.call_soon(self._flush)
+
+    def answered(self, kind: bytes, opened: bool) -> None:
+        """Sessions are counted with those of everybody else."""
+        if kind == SESSION:
+            if opened:
+                self._upstream.note_session()
+            else:
+                self._upstream.note_refusal()
 
     def fail(self, reason: str) -> None:
         """The server broke the protocol, or has gone."""
@@ -263,7 +262,7 @@ class Relay:
 
     def ready(self) -> None:
         """What the client's next packets had to wait for is there."""
-        if self._nat.stalled or self._nat.busy or self._reading:
+        if self._nat.stalled or self._nat.busy or self._watch.reading:
             return
         self._loop.call_soon(self._take_up)
 
@@ -271,29 +270,16 @@ class Relay:
         self._flush_due = False
         if self._ended:
             return
-        if not self._send():
-            return self._end()
-        if self._queued_bytes > MAX_QUEUED_BYTES:
-            return self._cut(f"{self._queued_bytes} bytes wait for it, more than it was lent", BY_APPLICATION)
-        self._nat.loans.read_up(self._queued_bytes)
-        self._write_on(bool(self._out))
-        return self._watch()
-
-    def _send(self) -> bool:
-        """Write what the socket takes; False when the client has gone."""
-        out = self._out
-        self._tail = None
         try:
-            while out:
-                count = self._socket.sendmsg(islice(out, GATHERED), (), socket.MSG_NOSIGNAL)
-                self.received_bytes += count
-                self._queued_bytes -= count
-                forget(out, count)
-        except (BlockingIOError, InterruptedError):
-            pass
+            self.received_bytes += self._unsent.send(self._socket)
         except OSError:
-            return False
-        return True
+            return self._end()
+        waiting = self._unsent.queued_bytes
+        if waiting > MAX_QUEUED_BYTES:
+            return self._cut(f"{waiting} bytes wait for it, more than it was lent", BY_APPLICATION)
+        self._nat.loans.read_up(waiting)
+        self._watch.write(waiting > 0)
+        return self._read_on()
 
     # What the owner allows (`sides.Rules`)
 
@@ -318,21 +304,3 @@ class Relay:
             then(body)
 
         self._x11 = self._loop.create_task(ask())
-
-    # Registrations
-
-    def _read_on(self, on: bool) -> None:
-        if on != self._reading:
-            self._reading = on
-            if on:
-                self._loop.add_reader(self._socket.fileno(), self._readable)
-            else:
-                self._loop.remove_reader(self._socket.fileno())
-
-    def _write_on(self, on: bool) -> None:
-        if on != self._writing:
-            self._writing = on
-            if on:
-                self._loop.add_writer(self._socket.fileno(), self._flush)
-            else:
-                self._loop.remove_writer(self._socket.fileno())

@@ -117,7 +117,7 @@ async def _new_session(client: Client, message: NewSession, descriptors: Descrip
         client.upstream.note_refusal()
         log.info("session of process %d: %s", client.pid, refusal)
         raise RequestRefused(REFUSED, last=True)
-    client.upstream.tally.sessions += 1
+    client.upstream.note_session()
     return SessionOpened(message.request_id, client.session.number)
 
 

@@ -25,6 +25,7 @@ from mux.rendezvous.putty import candidates as names
 from mux.rendezvous.sockets import Found, probe, shown
 from mux.scheduling import ask_for_short_turns
 
+from .configuration import settings_of
 from .lifetime import FIRST_RIDER_S, Lifetime, persist_s, unneeded
 from .login import login
 from .prompts import Prompts
@@ -61,13 +62,14 @@ class Service:
         self._step: asyncio.Task[Any] | None = None
         self._upstream: Upstream | None = None
         self._leashed = False
+        self._ending = False  # it was told to end, maybe in the same turn of the loop in which a step was done
 
     def run(self) -> int:
         """Run to the end; returns the exit code. Raises SharingError while nothing was reported."""
         _allow_descriptors()
         ask_for_short_turns()
         try:
-            settings = Settings.of(self._order.target)
+            settings = settings_of(self._order.target)
             reason = settings.needs_ssh()
             if reason is not None:
                 self._starter.report(Report(Kind.OTHER_ENGINE, reason))
@@ -111,11 +113,13 @@ class Service:
         self._step = asyncio.ensure_future(step)
         try:
             done: T = await self._step
-            return done
         except asyncio.CancelledError:
             raise _TakenBack("interrupted") from None
         finally:
             self._step = None
+        if self._ending:
+            raise _TakenBack("interrupted")
+        return done
 
     def _publish(self) -> Published | None:
         """Take the path; None when somebody else is alive there by now, which is reported."""
@@ -158,7 +162,7 @@ class Service:
             self._leashed = True
             return
         asyncio.get_running_loop().remove_reader(self._starter.orders)
-        os.close(self._starter.orders)
+        self._starter.let_go()
         prompts.detach()
         self._starter.leave()
 
@@ -182,7 +186,7 @@ class Service:
     def _on_starter(self) -> None:
         """The order's pipe is readable, which is its end: it is taken back, or the mount in front has gone."""
         asyncio.get_running_loop().remove_reader(self._starter.orders)
-        os.close(self._starter.orders)
+        self._starter.let_go()
         if not self._leashed:
             self._end("the starter has gone")
             return
@@ -202,6 +206,7 @@ class Service:
         self._end(f"{signal.Signals(number).name} was received")
 
     def _end(self, reason: str) -> None:
+        self._ending = True
         if self._step is not None:
             self._step.cancel()
         if self._upstream is not None:

@@ -210,7 +210,7 @@ class Session(Stream):
                 return self._exit_status(body)
             case b"exit-signal":
                 # ssh has no message for it: its client ends with 255 because nothing was said.
-                log.info("session %d ended by a signal: %s", self.number, printable(body, 80))
+                log.info("session %d ended by a signal: %s", self.number, _signal_name(body))
                 return True
             case b"eow@openssh.com":
                 if self._source is not None:
@@ -389,3 +389,11 @@ def _duplicate(descriptor: int) -> int | None:
 
 def _nothing() -> None:
     """stderr takes no more: what comes is dropped, and stdout goes on."""
+
+
+def _signal_name(body: bytes) -> str:
+    """Of an exit-signal (RFC 4254 section 6.10), safe to show."""
+    try:
+        return printable(Reader(body).string(), 80)
+    except WireError:
+        return "?"

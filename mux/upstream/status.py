@@ -124,7 +124,7 @@ def status_json(upstream: Upstream, most: int = _MOST_TOLD) -> dict[str, Any]:
         "putty": [] if upstream.putty is None else upstream.putty.published,
         "connection": _connection(upstream.engine.facts()),
         "sessions": {
-            "open": sum(client.session is not None for client in clients),
+            "open": upstream.sessions,
             "opened": tally.sessions,
             "refused": tally.refused,
             "max_sessions_seen": tally.full_at or None,

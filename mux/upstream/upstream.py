@@ -180,10 +180,20 @@ class Upstream:
             if client.session is not None:
                 client.session.resize()
 
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open, those of clients who open theirs themselves included."""
+        relays = (client.relay for client in self.clients if client.relay is not None)
+        return sum(client.session is not None for client in self.clients) + sum(relay.sessions for relay in relays)
+
+    def note_session(self) -> None:
+        """The server opened a session."""
+        self.tally.sessions += 1
+
     def note_refusal(self) -> None:
         """The server did not open a session."""
         self.tally.refused += 1
-        self.tally.full_at = sum(client.session is not None for client in self.clients)
+        self.tally.full_at = self.sessions
 
     def left(self, client: Client | PuttyClient, *, looked: bool = False) -> None:
         """A client has gone; it holds nothing any more. `looked`: it only saw that somebody is here."""

@@ -1,8 +1,8 @@
-"""A few threads for calls that may block and that no event loop can wait for: reads and writes of regular files.
+"""A few threads for calls that may block and that no event loop can wait for, as reads and writes of regular files.
 
 One rule: such a call may take for ever (a dead NFS server; a mount of ours that is served through this very process),
 so it is never made in the loop's thread, never waited for at the end of the process, and never more of them are under
-way than there are threads. Imported by the pumps.
+way than there are threads. Imported by the pumps, and by whoever reads files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ MAX_THREADS: Final = 32
 IDLE_S: Final = 2.0  # then a thread ends: long enough to serve a whole file, short enough to leave nothing behind
 
 Done: TypeAlias = Callable[[Any, OSError | None], None]
+T = TypeVar("T")
 
 
 class Workers:
@@ -77,3 +78,29 @@ class Workers:
 
 
 WORKERS: Final = Workers()
+
+
+async def in_thread(call: Callable[[], T], workers: Workers = WORKERS) -> T:
+    """Return what `call()` returns, or raise what it raises. Given up, it is left to itself.
+
+    As `asyncio.to_thread`, whose threads are waited for when the loop ends.
+    """
+    answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def outcome() -> tuple[T, None] | tuple[None, Exception]:
+        try:
+            return call(), None
+        except Exception as error:
+            return None, error
+
+    def done(found: Any, _: OSError | None) -> None:
+        if answer.done():
+            return
+        result, error = found
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(result)
+
+    workers.submit(outcome, done)
+    return await answer

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from mux.protocol.wire import boolean, string, u32
 from . import targets
 from .preamble import Preamble
 from .pumps import Stream
+from .tasks import Tasks
 
 if TYPE_CHECKING:
     from .engine import Engine, IncomingOpen
@@ -88,7 +89,7 @@ class X11:
         self._cookies: dict[bytes, bytes] = {}  # what a session was told: what the X server wants
         self._real: asyncio.Task[bytes | None] | None = None
         self._until_s: float | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("an X11 connection")
         self._streams: set[Stream] = set()
 
     @property
@@ -126,12 +127,11 @@ class X11:
             except RemoteProtocolError as error:
                 return self._refuse(incoming, OpenFailure.CONNECT_FAILED, str(error))
             preamble.channel.description = "x11"
-            self._run(self._serve(preamble))
+            self._tasks.run(self._serve(preamble), preamble.give_up)
 
     def close(self) -> None:
         """The end."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         if self._real is not None:
             self._real.cancel()
         for stream in tuple(self._streams):
@@ -168,7 +168,11 @@ class X11:
                 log.info("xauth knows no cookie for the display: one is made up, which some servers take")
                 cookie = secrets.token_bytes(COOKIE_BYTES)
             return cookie
-        directory = tempfile.mkdtemp(prefix="sshmux-x11-")
+        try:
+            directory = tempfile.mkdtemp(prefix="sshmux-x11-")
+        except OSError as error:
+            log.info("no X11 without ForwardX11Trusted, since there is no place for a cookie: %s", error)
+            return None
         try:
             file = os.path.join(directory, "xauthority")
             timeout_s = self._settings.forward_x11_timeout_s
@@ -210,16 +214,6 @@ class X11:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an X11 connection met with a fault", exc_info=error)
 
 
 class Prefix:

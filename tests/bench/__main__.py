@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import reach, report, sharing
+from tests.bench import putty, reach, report, sharing
 from tests.bench.contender import OURS, OURS_UPSTREAM, SSHFS, SSHFS_AGAIN, SSHFS_ALONE
 from tests.bench.measure import Bench, Plan, Row
 from tests.bench.sizes import LOCAL, QUICK
@@ -38,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in ALL:
             print(f"{kind.name} (extra)" if kind.extra else kind.name)
         return 0
-    if options.sharing:
-        return sharing.main(options)
-    plan = plan_of(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if options.sharing:
+        return sharing.main(options, cipher_of(options, CIPHER))
+    if options.putty:
+        return putty.main(options, cipher_of(options, None))
+    plan = plan_of(options)
     # Daemons come to us when their starters end: found by descent, and reaped.
     processes.adopt_orphans()
     about = machine(plan)
@@ -110,10 +112,15 @@ def plan_of(options: argparse.Namespace) -> Plan:
         rtts_ms=options.rtt,
         runs=1 if options.quick else options.runs,
         quick=options.quick,
-        cipher=None if options.upstream or options.cipher == "default" else options.cipher,
+        cipher=None if options.upstream else cipher_of(options, CIPHER),
         limit_s=options.limit,
         rate=options.rate * 1e6,
     )
+
+
+def cipher_of(options: argparse.Namespace, default: str | None) -> str | None:
+    """The only cipher of the server; None for whatever is negotiated."""
+    return None if options.cipher == "default" else options.cipher or default
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,7 +151,14 @@ def parser() -> argparse.ArgumentParser:
         "--sharing", action="store_true", help="our upstream and a real master: latency, throughput, fairness, memory"
     )
     made.add_argument(
-        "--cipher", metavar="NAME", default=CIPHER, help=f'of both connections; "default": negotiated ({CIPHER})'
+        "--putty",
+        action="store_true",
+        help="a mount over a plink, beside psftp over it and by itself: reading, writing",
+    )
+    made.add_argument(
+        "--cipher",
+        metavar="NAME",
+        help=f'of all connections; "default": negotiated, as --upstream and --putty have it (else: {CIPHER})',
     )
     made.add_argument("--limit", metavar="S", type=float, default=120.0, help="longest run of a command (default: 120)")
     made.add_argument(

@@ -69,17 +69,23 @@ class Figure:
         return too_low or (self.at_most is not None and self.ratio > self.at_most)
 
 
-def main(options: argparse.Namespace) -> int:
+def line(figure: Figure) -> str:
+    """It, for the report, and what has to be reached."""
+    reach = "" if figure.at_least is None else f"  at least {figure.at_least:g}"
+    reach += "" if figure.at_most is None else f"  at most {figure.at_most:g}"
+    mark = "  MISSED" if figure.missed else ""
+    return f"{figure.title:<44} {figure.base:>14} {figure.ours:>14} {figure.ratio:>7.2f}{reach}{mark}"
+
+
+def main(options: argparse.Namespace, cipher: str | None) -> int:
     """Run all; returns 1 when `options.check` and something missed its mark."""
     processes.adopt_orphans()
-    cipher = None if options.cipher == "default" else options.cipher
     files = Path(tempfile.mkdtemp(prefix="smx-bench-", dir=options.dir or "/dev/shm"))
     missed = False
     try:
         with Sshd(ciphers=cipher, max_sessions=30) as sshd:
             for figure in figures(sshd, files, options.runs, quick=options.quick):
-                mark = "  MISSED" if figure.missed else ""
-                print(f"{figure.title:<44} {figure.base:>14} {figure.ours:>14} {figure.ratio:>7.2f}{mark}", flush=True)
+                print(line(figure), flush=True)
                 missed = missed or figure.missed
     finally:
         shutil.rmtree(files, ignore_errors=True)

@@ -32,7 +32,7 @@ MIN_PIECE_BYTES = 1500
 UNLIMITED_BYTES = 32 << 20
 # With a rate this is the queue of the narrowest router: 1 MiB, as a home router has.
 QUEUE_BYTES = 1 << 20
-START_DEADLINE_S = 10.0
+START_DEADLINE_S = 30.0
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ from typing import Self
 from tests.support import mounts, processes
 
 # Longer than an sshd takes to see that a client has gone, on a busy machine.
-SETTLE_S = 15.0
+SETTLE_S = 30.0
 # The directories of an `Sshd` (and of a mount) in which programs under test put sockets and files of their own.
 RUNTIME_NAMES = ("c", "run")
 

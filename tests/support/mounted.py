@@ -23,8 +23,8 @@ from tests.support.master import Master
 from tests.support.putty import PuttyUpstream
 from tests.support.sshd import HOST
 
-START_DEADLINE_S = 20.0
-END_DEADLINE_S = 10.0
+START_DEADLINE_S = 40.0
+END_DEADLINE_S = 30.0
 
 SSHMUXFS = (sys.executable, "-m", "sshmuxfs")
 

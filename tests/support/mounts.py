@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-FUSERMOUNT_DEADLINE_S = 10.0
+FUSERMOUNT_DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

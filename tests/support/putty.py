@@ -8,18 +8,14 @@ connection, which has its name from a port that nobody else uses, goes when the 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
-import signal
 import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from mux.rendezvous import putty
-from tests.support import processes
-from tests.support.master import END_DEADLINE_S, START_DEADLINE_S, MasterError
+from tests.support.background import Background
 from tests.support.sshd import Sshd, program
 
 ADDRESS = "127.0.0.1"
@@ -62,12 +58,17 @@ def run(sshd: Sshd, *command: str, timeout_s: float = 30.0, text: str = "") -> s
     )
 
 
-class PuttyUpstream:
+class PuttyUpstream(Background):
     """A `plink -share -N` that takes downstreams once constructed; a context manager.
+
+    Its input is a terminal, as a user's is: without one plink leaves TCP_NODELAY off, and much of what goes in two
+    packets then takes 40 ms, whoever sends it.
 
     name          what its directory is hashed from
     path          of its socket
     """
+
+    what = "plink"
 
     def __init__(
         self,
@@ -91,61 +92,32 @@ class PuttyUpstream:
         putty.make_salt(parent)
         self.directory = putty.directory_of(self.name)
         self.path = os.path.join(self.directory, putty.SOCKET)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [
-                *(program("plink"), "-share", "-batch", "-v", "-P", str(self.port)),
-                *identity(sshd),
-                *options,
-                *("-N" for word in command if word == "-N"),
-                f"{sshd.user}@{host}",
-                *(word for word in command if word != "-N"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-            env=environment(sshd),
-        )
-        if wait:
-            try:
-                self.wait_ready()
-            except BaseException:
-                self.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
+        arguments = [
+            *(program("plink"), "-share", "-batch", "-v", "-P", str(self.port)),
+            *identity(sshd),
+            *options,
+            *("-N" for word in command if word == "-N"),
+            f"{sshd.user}@{host}",
+            *(word for word in command if word != "-N"),
+        ]
+        keyboard, terminal = pty.openpty()
+        self._keyboard = os.fdopen(keyboard, "wb", buffering=0)
+        try:
+            super().__init__(arguments, environment(sshd), wait=wait, stdin=terminal)
+        except BaseException:
+            self._keyboard.close()
+            raise
+        finally:
+            os.close(terminal)
 
     def wait_ready(self) -> None:
-        """Return when it is logged in and shares. Raises MasterError when it ended, or did not in time."""
+        """Return when it is logged in and shares. Raises BackgroundError when it ended, or did not in time."""
         self.wait_said("Sharing this connection at")
         self.wait_said("Access granted")
 
     def wait_said(self, words: str) -> None:
         """Return when it has written `words`."""
-        until = time.monotonic() + START_DEADLINE_S
-        while words not in self.log_text():
-            if not self.running:
-                raise MasterError(f"plink ended with {self._process.returncode}; it said:\n{self.log_text()}")
-            if time.monotonic() > until:
-                raise MasterError(f"plink never said {words!r}; it said:\n{self.log_text()}")
-            time.sleep(processes.POLL_S)
-
-    def log_text(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        self.wait_until(lambda: words in self.log_text(), f"did not say {words!r}")
 
     def plink(self, *command: str, timeout_s: float = 30.0, text: str = "") -> subprocess.CompletedProcess[str]:
         """A command through it by another plink, which could not log in by itself."""
@@ -159,43 +131,8 @@ class PuttyUpstream:
             self.sshd, "psftp", "-share", "-batch", *where, timeout_s=timeout_s, text="".join(f"{x}\n" for x in lines)
         )
 
-    def signal(self, number: signal.Signals) -> None:
-        processes.send_signal(processes.known(self.pid), number)
-
-    def freeze(self) -> None:
-        """Stop it, and wait until it is: a signal to another process takes its time."""
-        self.signal(signal.SIGSTOP)
-        until = time.monotonic() + END_DEADLINE_S
-        while processes.known(self.pid).state != "T" and time.monotonic() < until:
-            time.sleep(processes.POLL_S)
-
-    def thaw(self) -> None:
-        self.signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """At once, as after a crash: its files stay."""
-        self.signal(signal.SIGKILL)
-        self._process.wait(END_DEADLINE_S)
-
-    def wait_ended(self, deadline_s: float = END_DEADLINE_S) -> int:
-        """Wait until it has ended by itself; return its exit status."""
-        try:
-            return self._process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            raise MasterError(f"plink lives on; it said:\n{self.log_text()}") from None
-
-    def close(self) -> None:
-        """End it, and remove what it left of its own. Idempotent."""
-        if self._log.closed:
-            return
-        if self.running:
-            self.thaw()
-            self._process.terminate()
-            try:
-                self._process.wait(END_DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._log.close()
+    def _tidy(self) -> None:
+        self._keyboard.close()
         remove_directory(self.directory)
 
 

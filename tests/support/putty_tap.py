@@ -191,12 +191,16 @@ class Tap:
         lock: threading.Lock,
         piece_bytes: int | None,
     ) -> None:
+        taken = True
         with suppress(OSError):
             while data := source.recv(READ_BYTES):
                 with lock:
                     note(data)
-                for start in range(0, len(data), piece_bytes or len(data)):
-                    sink.sendall(data[start : start + (piece_bytes or len(data))])
+                try:
+                    for start in range(0, len(data) if taken else 0, piece_bytes or len(data)):
+                        sink.sendall(data[start : start + (piece_bytes or len(data))])
+                except OSError:  # it has gone; what the other end said last counts all the same
+                    taken = False
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -32,11 +32,11 @@ from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import Request
 from tests.support.sshd import program, sftp_server
 
-TEST_DEADLINE_S = 30.0
+TEST_DEADLINE_S = 60.0
 Buffers = Sequence[bytes | bytearray | memoryview]
 
 
-async def eventually(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
     """Return when it holds, for what nobody tells of. Raises TooSlowError."""
     with trio.fail_after(within_s):
         while not condition():

@@ -11,7 +11,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from typing import Self
 from mux.errors import SharingError
 from mux.rendezvous import putty
 from tests.support import mounts, processes
+from tests.support.ports import free_port
 
 HOST = "box"
-START_DEADLINE_S = 10.0
+START_DEADLINE_S = 30.0
 # Another process may take the free port between our look and sshd's bind.
 START_ATTEMPTS = 5
 # Where distributions put it: Debian and Ubuntu, Fedora, Arch, Alpine.
@@ -62,13 +62,6 @@ def openssh_version() -> tuple[int, int]:
     if match is None:
         raise SshdError(f"ssh -V said {said!r}, which names no OpenSSH version")
     return int(match[1]), int(match[2])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _account_is_locked(user: str) -> bool:
@@ -182,7 +175,7 @@ class Sshd:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = self.directory / "sshd_config"
         for _ in range(START_ATTEMPTS):
-            port = _free_port()
+            port = free_port()
             config.write_text("\n".join([f"Port {port}", *lines, ""]))
             with self.log.open("wb") as log:
                 listener = subprocess.Popen(
@@ -229,7 +222,7 @@ class Sshd:
             "StrictHostKeyChecking yes",
             "UpdateHostKeys no",
             f"ControlPath {self.control_dir}/%C",
-            "ConnectTimeout 10",
+            "ConnectTimeout 30",
         ]
         if self._ciphers is not None:
             lines.append(f"Ciphers {self._ciphers}")

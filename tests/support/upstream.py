@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support import processes
-from tests.support.master import END_DEADLINE_S, START_DEADLINE_S, Master, MasterError
+from tests.support.background import END_DEADLINE_S, BackgroundError
+from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 
 SSHMUX = (sys.executable, "-m", "mux")
@@ -47,6 +46,8 @@ class Upstream(Master):
     pid           of the process that holds the connection
     """
 
+    what = "sshmux start"
+
     def __init__(
         self,
         sshd: Sshd,
@@ -61,97 +62,63 @@ class Upstream(Master):
 
         `foreground` True keeps it in front, where it logs; False lets it detach, as it does for a user.
         """
-        self.sshd = sshd
-        self.config = config or sshd.ssh_config
-        self.control_path = str(control_path or self._configured_path())
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        self._server: processes.Process | None = None
-        command = [*SSHMUX, "start", "-F", str(self.config), "-S", self.control_path, *options]
-        command += ["-f"] if foreground else []
         self._foreground = foreground
-        self._starter = subprocess.Popen(
-            [*command, HOST],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-            env=sshd.environment(),
-        )
-        if wait:
-            try:
-                self.wait_ready()
-            except BaseException:
-                self.close()
-                raise
+        self._server: processes.Process | None = None
+        super().__init__(sshd, control_path=control_path, config=config, options=options, wait=wait)
+
+    def _command(self, options: Sequence[str]) -> list[str]:
+        in_front = ["-f"] if self._foreground else []
+        return [*SSHMUX, "start", "-F", str(self.config), "-S", self.control_path, *options, *in_front, HOST]
 
     @property
     def pid(self) -> int:
-        return (self._server or processes.known(self._starter.pid)).pid
+        return self._main().pid
 
     @property
     def running(self) -> bool:
         if self._server is None:
-            return self._starter.poll() is None
+            return self._process.poll() is None
         now = processes.look(self._server.pid)
         return now is not None and now.running and now.start_ticks == self._server.start_ticks
 
-    def wait_ready(self) -> None:
-        until = time.monotonic() + START_DEADLINE_S
-        while time.monotonic() < until:
-            code = self._starter.poll()
-            if code is not None and (code != 0 or self._foreground):
-                raise MasterError(f"sshmux start ended with {code}; it said:\n{self.log_text()}")
-            if (code == 0 or self._foreground) and Path(self.control_path).exists():
-                said = re.match(r"Master running \(pid=(\d+)\)", self.control("check").stderr)
-                if said is not None:
-                    self._server = processes.known(int(said[1]))
-                    return
-            time.sleep(processes.POLL_S)
-        raise MasterError(f"sshmux start was not ready within {START_DEADLINE_S:g} s; it said:\n{self.log_text()}")
-
-    def exit(self) -> None:
-        done = self.control("exit")
-        if done.returncode != 0:
-            raise MasterError(f"ssh -O exit: {done.stderr.strip()}")
-        self.wait_ended()
-
-    def wait_ended(self, deadline_s: float = END_DEADLINE_S) -> None:
-        """Wait until it has ended by itself. Raises MasterError when it lives on."""
-        if self._server is not None and processes.wait_ended([self._server], deadline_s):
-            raise MasterError(f"process {self.pid} lives on; it said:\n{self.log_text()}")
-        if self._foreground:
-            self._starter.wait(deadline_s)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        self.wait_ended()
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+    def signal(self, number: signal.Signals) -> None:
+        processes.send_signal(self._main(), number)
 
     def terminate(self) -> None:
         """SIGTERM: an orderly end."""
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
-    def _signal(self, number: signal.Signals) -> None:
-        processes.send_signal(self._server or processes.known(self._starter.pid), number)
+    def wait_ended(self, deadline_s: float = END_DEADLINE_S) -> int:
+        """Wait until it has ended by itself; return the exit status of what was started."""
+        if self._server is not None and processes.wait_ended([self._server], deadline_s):
+            raise self._complaint("lives on")
+        return super().wait_ended(deadline_s)
 
-    def close(self) -> None:
-        if self._log.closed:
-            return
+    def _main(self) -> processes.Process:
+        """What holds the connection, as far as it is known."""
+        return self._server or processes.known(self._process.pid)
+
+    def _answers(self) -> bool:
+        if (self._foreground or self._process.poll() == 0) and Path(self.control_path).exists():
+            said = re.match(r"Master running \(pid=(\d+)\)", self.control("check").stderr)
+            if said is not None:
+                self._server = processes.known(int(said[1]))
+        return self._server is not None
+
+    def _failed(self) -> bool:
+        return self._process.poll() is not None and (self._foreground or self._process.returncode != 0)
+
+    def _end(self) -> None:
         doomed = [*filter(None, [self._server])]
-        if self._starter.poll() is None:
-            doomed += [process for process in processes.descendants(self._starter.pid) if process not in doomed]
-            doomed.append(processes.known(self._starter.pid))
+        if self._process.poll() is None:
+            doomed += [process for process in processes.descendants(self._process.pid) if process not in doomed]
+            doomed.append(processes.known(self._process.pid))
         for process in doomed:
             processes.send_signal(process, signal.SIGCONT)
         processes.end(doomed, grace_s=END_DEADLINE_S)
-        self._starter.wait(END_DEADLINE_S)
-        Path(self.control_path).unlink(missing_ok=True)
-        said = self.log_text()
-        self._log.close()
-        if UNEXPECTED.search(said):
-            raise MasterError(f"the upstream wrote:\n{said}")
+        self._process.wait(END_DEADLINE_S)
+
+    def _tidy(self) -> None:
+        super()._tidy()
+        if UNEXPECTED.search(self.log_text()):
+            raise BackgroundError(f"the upstream wrote:\n{self.log_text()}")

@@ -314,6 +314,7 @@ class Client:
     ) -> None:
         self.told: deque[tuple[int, bytes]] = deque()
         self.failed: list[str] = []
+        self.answers: list[tuple[bytes, bool]] = []
         self.readies = 0
         self.unread_bytes = 0
         self.nat = Nat(
@@ -324,6 +325,9 @@ class Client:
         assert not self.nat.ended, f"packet {kind} for a client that has gone"
         self.told.append((kind, first + bytes(rest)))
         self.unread_bytes += len(first) + len(rest)
+
+    def answered(self, kind: bytes, opened: bool) -> None:
+        self.answers.append((kind, opened))
 
     def fail(self, reason: str) -> None:
         self.failed.append(reason)

@@ -73,6 +73,17 @@ def test_a_whole_session(server: StrictServer, client: Client) -> None:
     client.open(7)  # its number is free again
 
 
+def test_what_became_of_an_open_is_told(server: StrictServer, client: Client) -> None:
+    opened(server, client)
+    client.open(1, kind=b"direct-tcpip", rest=string(b"a") + u32(1) + string(b"b") + u32(2))
+    client.open(2)
+    server.refuse(server.opens[1])
+    assert client.answers == [(b"session", True), (b"session", False)]
+    client.nat.end()  # what is left of it goes on
+    server.confirm(server.opens[0])
+    assert client.answers[2:] == [(b"direct-tcpip", True)]
+
+
 def test_a_refused_open_frees_everything(server: StrictServer, client: Client) -> None:
     client.open(7)
     server.refuse(server.opens[0])

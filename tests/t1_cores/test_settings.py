@@ -12,7 +12,8 @@ from mux.errors import SharingError
 from mux.protocol.messages import UNIX_SOCKET_PORT, Forward, ForwardKind
 from mux.rendezvous.target import SshOptions, resolve
 from mux.upstream import support
-from mux.upstream.settings import DEFAULT_REKEY_BYTES, AddKeys, Ask, Settings, Strict, ssh_defaults
+from mux.upstream.configuration import settings_of, ssh_defaults
+from mux.upstream.settings import DEFAULT_REKEY_BYTES, AddKeys, Ask, Settings, Strict
 from mux.upstream.values import home
 
 
@@ -24,7 +25,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def of(config: Path, *options: str, host: str = "box.example", user: str | None = "me") -> Settings:
-    return Settings.of(resolve(host, user, SshOptions(config_file=str(config), options=options)))
+    return settings_of(resolve(host, user, SshOptions(config_file=str(config), options=options)))
 
 
 def test_defaults(config: Path) -> None:

@@ -13,7 +13,7 @@ from tests.support.master import Master
 from tests.support.putty import PuttyUpstream
 from tests.support.sshd import HOST, Sshd
 
-COMMAND_DEADLINE_S = 30.0
+COMMAND_DEADLINE_S = 60.0
 USAGE = 2
 NOTHING_TO_SHARE = 1
 

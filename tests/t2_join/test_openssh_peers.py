@@ -6,10 +6,8 @@ A number in a name is that of the check in the list of what a joining side has t
 from __future__ import annotations
 
 import os
-import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -19,6 +17,7 @@ from mux.errors import ConnectionLost, ExitCode, JoinError, RemoteProtocolError,
 from mux.protocol.control import MAX_MESSAGE_BYTES
 from mux.protocol.framing import frame
 from mux.protocol.messages import Failure, Hello, PermissionDenied, encode
+from tests.support.descriptors import only_free
 from tests.t2_join.fake import PID, Peer, listening, master_at
 from tests.t2_join.streams import in_trio
 
@@ -261,7 +260,7 @@ async def test_a_session_that_fails_leaves_no_descriptor(
     async with master_at(control_path, handle):
         connection = await open_control(control_path)
         with pytest.raises(error) as failed:
-            await connection.open_session(b"true", subsystem=False, deadline_s=0.2)
+            await connection.open_session(b"true", subsystem=False, deadline_s=0.2 if handle is never else 30.0)
         assert failed.value.exit_code is code
         assert "\x1b" not in str(failed.value)
         assert connection.fileno() < 0
@@ -283,30 +282,6 @@ async def test_a_session_that_is_cancelled_leaves_no_descriptor(control_path: st
             nursery.cancel_scope.cancel()
         assert connection.fileno() < 0
     assert descriptors() == before
-
-
-@contextmanager
-def only_free(spare: int) -> Iterator[None]:
-    """With this many descriptors left to this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
-    taken: list[int] = []
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            fill(taken)
-        for descriptor in taken[:spare]:
-            os.close(descriptor)
-        del taken[:spare]
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for descriptor in taken:
-            os.close(descriptor)
-
-
-def fill(taken: list[int]) -> None:
-    while True:
-        taken.append(os.open("/dev/null", os.O_RDONLY))
 
 
 @in_trio

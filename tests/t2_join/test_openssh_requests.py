@@ -31,6 +31,7 @@ from mux.protocol.messages import (
     TtyAllocFail,
     encode,
 )
+from tests.support import ports
 from tests.support.master import Master
 from tests.support.sshd import Sshd, openssh_version
 from tests.t2_join.fake import PID, Peer, master_at, yes
@@ -54,16 +55,14 @@ async def join_for_ever(path: str) -> None:
 
 def greeting(port: int) -> bytes:
     """What is said first at a port of loopback."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         return connection.recv(len(BANNER), socket.MSG_WAITALL)
 
 
 @in_trio
 async def test_22_local_forwarding_opens_once_and_closes_once(shared_master: Master, sshd: Sshd) -> None:
     with await open_control(shared_master.control_path) as connection:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = ports.free_port()
         forward = Forward(ForwardKind.LOCAL, b"127.0.0.1", port, b"127.0.0.1", sshd.port)
         assert await connection.open_forward(forward) == port
         assert await connection.open_forward(forward) == port
@@ -98,13 +97,11 @@ async def test_22_remote_forwarding_of_port_0_tells_the_port(shared_master: Mast
 
 @in_trio
 async def test_22_dynamic_forwarding(shared_master: Master, sshd: Sshd) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.free_port()
     forward = Forward(ForwardKind.DYNAMIC, b"127.0.0.1", port, b"socks", 0)
     with await open_control(shared_master.control_path) as connection:
         assert await connection.open_forward(forward) == port
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(b"\5\1\0")  # SOCKS 5, one method: none (RFC 1928)
             assert client.recv(2) == b"\5\0"
         await connection.close_forward(forward)

@@ -14,7 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from mux.downstream.putty import PuttySession, open_session
+from mux.downstream.putty import open_session
+from mux.downstream.putty_session import PuttySession
 from mux.errors import ConnectionLost, ExitCode, JoinError
 from mux.protocol.bare import frame
 from mux.protocol.wire import boolean, string, u32

@@ -21,6 +21,7 @@ from typing import Self
 
 from mux.errors import SharingError
 from mux.rendezvous.target import SshOptions, resolve
+from mux.upstream.configuration import settings_of
 from mux.upstream.engine import Engine
 from mux.upstream.login import login
 from mux.upstream.prompts import Prompts
@@ -29,12 +30,12 @@ from mux.upstream.settings import Settings
 from tests.support import processes
 from tests.support.sshd import HOST, Sshd
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def settings_for(config: Path, *options: str) -> Settings:
     """What `ssh -F config -o OPTION... box` would do."""
-    return Settings.of(resolve(HOST, None, SshOptions(config_file=str(config), options=options)))
+    return settings_of(resolve(HOST, None, SshOptions(config_file=str(config), options=options)))
 
 
 class Said(list[str]):
@@ -175,10 +176,13 @@ class OnTerminal:
     """A program with a pseudo-terminal of its own as its controlling one; a context manager.
 
     Every wait has a deadline, and fails with what was shown so far.
+
+    modes_before  all of the terminal's settings, from before the program could change them
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.master, slave = pty.openpty()
+        self.modes_before = list(termios.tcgetattr(slave))
         self._shown = b""
         self._seen = 0
         try:

@@ -17,7 +17,7 @@ import asyncssh
 
 from tests.support.sshd import HOST
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 Round = tuple[str, str, Sequence[tuple[str, bool]]]  # name, instruction, questions
 
 

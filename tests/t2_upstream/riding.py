@@ -19,13 +19,14 @@ from mux.protocol.control import ControlClient, Signal
 from mux.protocol.messages import Request, ServerMessage, UnknownMessage
 from mux.rendezvous.target import SshOptions, resolve
 from mux.upstream.clients import Client
+from mux.upstream.configuration import settings_of
 from mux.upstream.settings import Settings
 from mux.upstream.upstream import Upstream
 from tests.support.sshd import HOST, Sshd, program
 
 from .harness import engine_to
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class Raw:
 def settings_for(sshd: Sshd, **changes: Any) -> Settings:
     """What `sshd`'s client configuration says, and `changes` to it."""
     target = resolve(HOST, None, SshOptions(config_file=str(sshd.ssh_config)))
-    return dataclasses.replace(Settings.of(target), **changes)
+    return dataclasses.replace(settings_of(target), **changes)
 
 
 @asynccontextmanager

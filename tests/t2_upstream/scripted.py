@@ -76,6 +76,7 @@ class Incoming:
     sender: int = THEIRS
     window_bytes: int = 1 << 20
     packet_bytes: int = 32768
+    rest: bytes = b""
 
 
 class End:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from mux.downstream.start import Reached, Running, Search, Terms
 from mux.rendezvous.roles import Wish
-from mux.rendezvous.target import SshOptions, resolve
+from mux.rendezvous.target import SshOptions, Target, resolve
 from tests.support import processes
-from tests.support.sshd import HOST, Sshd, program
+from tests.support.sshd import HOST, Sshd
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
+GATE = Path(__file__).with_name("gate.py")
 
 
 @dataclass
@@ -30,11 +32,14 @@ class Walk:
     terms: Terms = field(default_factory=Terms)
     said: list[str] = field(default_factory=list)
 
+    def target(self) -> Target:
+        return resolve(HOST, None, self.options)
+
     def search(self) -> Search:
         wish = Wish.of(
             self.options, share=self.share, may_downstream=self.may_downstream, may_upstream=self.may_upstream
         )
-        return Search(resolve(HOST, None, self.options), wish, self.terms, self.said.append)
+        return Search(self.target(), wish, self.terms, self.said.append)
 
     def run(self) -> Reached:
         return self.search().run()
@@ -93,11 +98,7 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
-def gated(sshd: Sshd, gate: Path, through: str) -> list[str]:
-    """Options of ssh_config for a connection that comes about when somebody has written to the FIFO `gate`.
-
-    It goes through the connection at the control path `through`.
-    """
+def gated(sshd: Sshd, gate: Path) -> list[str]:
+    """Options of ssh_config for a connection that comes about when somebody has written to the FIFO `gate`."""
     os.mkfifo(gate)
-    relay = f"{program('ssh')} -F {sshd.ssh_config} -S {through} -W 127.0.0.1:{sshd.port} {HOST}"
-    return [f"ProxyCommand=sh -c 'cat {gate} >/dev/null; exec {relay}'"]
+    return [f"ProxyCommand={sys.executable} -I -S {GATE} {gate} {sshd.port}"]

@@ -13,8 +13,9 @@ import asyncssh
 import pytest
 
 from mux.errors import ExitCode
+from tests.support import processes
 from tests.support.sshd import Sshd
-from tests.t2_upstream.logins import Agent, Said, asked, askpass, keygen, log_in, refused, sign
+from tests.t2_upstream.logins import DEADLINE_S, Agent, Said, asked, askpass, keygen, log_in, refused, sign
 
 PASSPHRASE = "correct horse"
 
@@ -38,9 +39,18 @@ def admit(server: Sshd, *keys: Path) -> None:
     (server.directory / "authorized_keys").write_text("".join(lines))
 
 
+def whole_log(server: Sshd) -> str:
+    """What it says of logins is handed on by processes that end with their connections: all of it, once they have."""
+    until = time.monotonic() + DEADLINE_S
+    while server.sessions():
+        assert time.monotonic() < until, "a connection does not end"
+        time.sleep(processes.POLL_S)
+    return server.log_text()
+
+
 def shown_to(server: Sshd) -> list[str]:
     """Fingerprints in the order in which the server was shown or refused them."""
-    return re.findall(r"(?:Failed|Accepted) publickey for \S+ .*?(SHA256:\S+)", server.log_text())
+    return re.findall(r"(?:Failed|Accepted) publickey for \S+ .*?(SHA256:\S+)", whole_log(server))
 
 
 def fingerprint(key: Path) -> str:
@@ -182,9 +192,9 @@ def test_order_is_that_of_ssh(server: Sshd, tmp_path: Path, agent: Agent) -> Non
     ]
     pattern = r"Failed publickey for \S+ from \S+ port \d+ ssh2: (.*)"
     server.ssh(*(x for option in options for x in ("-o", option)), "box", "true", check=False)
-    real = re.findall(pattern, server.log_text())
+    real = re.findall(pattern, whole_log(server))
     refused(server.ssh_config, *options)
-    ours = re.findall(pattern, server.log_text())[len(real) :]
+    ours = re.findall(pattern, whole_log(server))[len(real) :]
     assert len(real) >= 6
     assert ours == real
 
@@ -229,8 +239,8 @@ def test_certificates(server: Sshd, tmp_path: Path, agent: Agent) -> None:
     agent.add(clear)
     os.unlink(clear)
     log_in(server.ssh_config, f"CertificateFile={named}", f"IdentityAgent={agent.path}", "IdentitiesOnly=no")
-    assert server.log_text().count("Accepted publickey") == 3
-    assert server.log_text().count("Accepted certificate ID") >= 3
+    assert whole_log(server).count("Accepted publickey") == 3
+    assert whole_log(server).count("Accepted certificate ID") >= 3
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
@@ -274,7 +284,7 @@ def test_keys_are_added_to_the_agent(
 
 
 def test_a_key_in_the_agent_for_a_while(server: Sshd, tmp_path: Path, agent: Agent) -> None:
-    """With a lifetime the agent forgets the key by itself."""
+    """With a lifetime the agent forgets the key by itself, of which it tells nobody."""
     key = keygen(tmp_path / "key")
     admit(server, key)
     log_in(server.ssh_config, f"IdentityFile={key}", f"IdentityAgent={agent.path}", "AddKeysToAgent=1")
@@ -282,4 +292,4 @@ def test_a_key_in_the_agent_for_a_while(server: Sshd, tmp_path: Path, agent: Age
     until = time.monotonic() + 15
     while "no identities" not in agent.run("-l").stdout:
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(processes.POLL_S)

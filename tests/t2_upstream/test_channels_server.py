@@ -55,7 +55,7 @@ class Line:
             string(b"127.0.0.1") + u32(port) + origin,
             self.stream,
             window_bytes=SESSION_WINDOW_BYTES,
-            deadline_s=10,
+            deadline_s=60,
         )
 
 
@@ -142,7 +142,8 @@ def test_many_bulk_senders_share_alike(sshd: Sshd) -> None:
             with echoing() as one, echoing() as two, echoing() as three:
                 lines = [Line() for _ in range(3)]
                 channels = [await line.open(engine, port) for line, port in zip(lines, (one, two, three), strict=True)]
-                threads = [asyncio.ensure_future(asyncio.to_thread(exchange, line.ours, 20)) for line in lines]
+                begin = threading.Barrier(3)
+                threads = [asyncio.ensure_future(asyncio.to_thread(exchange, line.ours, 20, begin)) for line in lines]
                 await until(lambda: max(channel.sent_bytes for channel in channels) >= 10 << 20)
                 least = min(channel.sent_bytes for channel in channels)
                 assert await asyncio.gather(*threads) == [20 << 20] * 3
@@ -155,10 +156,11 @@ def test_many_bulk_senders_share_alike(sshd: Sshd) -> None:
     run(main)
 
 
-def exchange(ours: socket.socket, times: int) -> int:
-    """Send so many times `DATA`, and count what comes back."""
+def exchange(ours: socket.socket, times: int, begin: threading.Barrier) -> int:
+    """Send so many times `DATA`, from when all are ready to, and count what comes back."""
 
     def send() -> None:
+        begin.wait()
         for _ in range(times):
             ours.sendall(DATA)
         ours.shutdown(socket.SHUT_WR)

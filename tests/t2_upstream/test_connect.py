@@ -19,18 +19,20 @@ import pytest
 from mux.errors import ExitCode, SharingError
 from mux.rendezvous.target import SshOptions, resolve
 from mux.upstream import connect as reaching
+from mux.upstream.configuration import settings_of
 from mux.upstream.connect import Connected, connect
 from mux.upstream.engine import Engine, start
 from mux.upstream.programs import MOST_LINES
 from mux.upstream.settings import Settings
 from tests.support import processes
+from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd, program
 from tests.t2_upstream.harness import DEADLINE_S, LOGIN_DEADLINE_S, Exec, options_for
 
 
 def settings_for(sshd: Sshd, **changes: Any) -> Settings:
     target = resolve(HOST, None, SshOptions(config_file=str(sshd.ssh_config)))
-    return dataclasses.replace(Settings.of(target), **changes)
+    return dataclasses.replace(settings_of(target), **changes)
 
 
 @asynccontextmanager
@@ -130,9 +132,8 @@ def test_words_of_ipqos(word: str, octet: int | None) -> None:
     assert reaching._type_of_service(word) == octet
 
 
-def test_nobody_listens(sshd: Sshd, listener: socket.socket) -> None:
-    port = listener.getsockname()[1]
-    listener.close()
+def test_nobody_listens(sshd: Sshd) -> None:
+    port = free_port()
 
     async def main() -> None:
         with pytest.raises(
@@ -144,10 +145,9 @@ def test_nobody_listens(sshd: Sshd, listener: socket.socket) -> None:
     asyncio.run(main())
 
 
-def test_another_attempt_is_made(sshd: Sshd, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_attempt_is_made(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaching, "BETWEEN_ATTEMPTS_S", 0.05)
-    address = listener.getsockname()
-    listener.close()
+    address = ("127.0.0.1", free_port())
     seen: list[object] = []
     attempt = reaching._attempt
 
@@ -248,6 +248,7 @@ def test_one_that_fails_says_why(sshd: Sshd) -> None:
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash", None])
 def test_it_runs_in_the_users_shell(sshd: Sshd, monkeypatch: pytest.MonkeyPatch, shell: str | None) -> None:
+    monkeypatch.setattr("mux.upstream.programs.ENDS_ITSELF_S", DEADLINE_S)
     if shell is None:
         monkeypatch.delenv("SHELL", raising=False)
     else:
@@ -293,7 +294,9 @@ def test_one_that_does_not_end_is_ended(sshd: Sshd, monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
-def test_one_that_never_stops_talking_is_not_listened_to_for_ever(sshd: Sshd) -> None:
+def test_one_that_never_stops_talking_is_not_listened_to_for_ever(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mux.upstream.programs.ENDS_ITSELF_S", DEADLINE_S)
+
     async def main() -> None:
         said: list[str] = []
         talk = f"{sys.executable} -c " + shlex.quote("import sys; sys.stderr.write('x' * 100000 + 'y\\n' * 9999)")
@@ -341,7 +344,7 @@ def test_jumps(sshd: Sshd, inner: tuple[Sshd, Path], jumps: str) -> None:
     server, config = inner
 
     async def main() -> None:
-        settings = Settings.of(resolve("inner", None, SshOptions(config_file=str(config))))
+        settings = settings_of(resolve("inner", None, SshOptions(config_file=str(config))))
         assert settings.proxy_jump == HOST
         words = jumps.replace("user", sshd.user).replace("port", str(sshd.port))
         said: list[str] = []
@@ -355,7 +358,7 @@ def test_a_jump_that_fails_says_why(sshd: Sshd, inner: tuple[Sshd, Path]) -> Non
     server, config = inner
 
     async def main() -> None:
-        settings = Settings.of(resolve("inner", None, SshOptions(config_file=str(config))))
+        settings = settings_of(resolve("inner", None, SshOptions(config_file=str(config))))
         said: list[str] = []
         connected = await connect(dataclasses.replace(settings, proxy_jump=f"{HOST}:1"), said.append)
         with pytest.raises((asyncssh.Error, OSError)):

@@ -16,8 +16,9 @@ from mux.errors import SharingError
 from mux.protocol.messages import Forward, ForwardKind, Ok, OpenForward, RemotePort
 from mux.protocol.socks import Connect
 from mux.upstream.forwards import describe, remote_bind_host
-from mux.upstream.listeners import bind_names
+from mux.upstream.listeners import bind_names, listen_unix
 from mux.upstream.passages import permitted
+from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd, program
 
 from .riding import Ride, eventually, riding
@@ -32,12 +33,6 @@ PATH_PORT = 0xFFFFFFFE
 @pytest.fixture
 def path(sshd: Sshd) -> str:
     return str(sshd.control_dir / "upstream")
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +56,7 @@ async def shouting(unix: str | None = None) -> AsyncIterator[int]:
     async with server:
         yield 0 if unix is not None else server.sockets[0].getsockname()[1]
     if unix is not None:
-        os.unlink(unix)
+        Path(unix).unlink(missing_ok=True)  # from Python 3.13 on a server removes its own
 
 
 async def say(port: int | str, data: bytes, host: str = "127.0.0.1") -> bytes:
@@ -77,7 +72,7 @@ async def say(port: int | str, data: bytes, host: str = "127.0.0.1") -> bytes:
     try:
         writer.write(data)
         writer.write_eof()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while piece := await reader.read(1 << 16):
                 heard += piece
     except OSError as error:  # it may have been reset before all was said
@@ -192,11 +187,33 @@ def test_local_with_paths_on_both_sides(sshd: Sshd, path: str) -> None:
             assert not Path(here).exists()
             # One that somebody else made is not ours to remove.
             assert (await ride.control("forward", "-L", f"{here}:{there}")).code == 0
-            os.unlink(here)
+            Path(here).unlink(missing_ok=True)
             Path(here).write_text("mine")
             assert (await ride.control("cancel", "-L", f"{here}:{there}")).code == 0
             assert Path(here).read_text() == "mine"
-            os.unlink(here)
+            Path(here).unlink(missing_ok=True)
+
+    asyncio.run(main())
+
+
+def test_a_path_that_has_gone_at_once(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+
+    def listen_and_lose(path: bytes, *, mask: int, unlink_first: bool) -> socket.socket:
+        made.append(listen_unix(path, mask=mask, unlink_first=unlink_first))
+        os.unlink(path)
+        return made[-1]
+
+    async def main() -> None:
+        here = str(sshd.control_dir / "here")
+        async with riding(sshd, path) as ride:
+            with monkeypatch.context() as patch:
+                patch.setattr("mux.upstream.forwards.listen_unix", listen_and_lose)
+                assert (await ride.control("forward", "-L", f"{here}:127.0.0.1:1")).err == FAILED
+            forwards = ride.upstream.forwards
+            assert not forwards.standing and not forwards.gate.listeners
+            assert [one.fileno() for one in made] == [-1]
+            assert (await ride.control("forward", "-L", f"{here}:127.0.0.1:1")).code == 0
 
     asyncio.run(main())
 
@@ -332,7 +349,7 @@ def test_a_socks_client_that_says_nothing(sshd: Sshd, path: str, monkeypatch: py
         async with riding(sshd, path) as ride:
             await ride.control("forward", "-D", str(port))
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await reader.read() == b""
             writer.close()
             await quiet(ride)
@@ -506,7 +523,7 @@ def test_those_of_the_configuration(sshd: Sshd, path: str) -> None:
                     f"The local forward 127.0.0.1:{target} -> 127.0.0.1:1 could not be opened: Port forwarding failed."
                 )
                 assert failures == [text]
-                assert ride.upstream.forwards.open_forwards() == [local, remote]
+                assert set(ride.upstream.forwards.open_forwards()) == {local, remote}
                 assert await say(local.listen_port, b"a") + await say(remote.listen_port, b"b") == b"AB"
                 await quiet(ride)
             async with riding(sshd, path, forwards=(taken,), exit_on_forward_failure=True) as ride:
@@ -529,7 +546,7 @@ def test_too_many_connections_wait_and_none_is_lost(sshd: Sshd, path: str) -> No
             for number, (reader, writer) in enumerate(waiting):
                 writer.write(b"number %d" % number)
                 writer.write_eof()
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     assert await reader.read() == b"NUMBER %d" % number
                 writer.close()
                 await writer.wait_closed()
@@ -593,11 +610,38 @@ def test_the_end_closes_all(sshd: Sshd, path: str) -> None:
             await eventually(lambda: ride.upstream.forwards.streams)
             ride.upstream.end("enough")
             await ride.served
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await reader.read() == b""
             writer.close()
             assert await refused(port)
             await eventually(lambda: not listening(remote))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["local", "remote dynamic"])
+def test_the_end_as_somebody_comes(sshd: Sshd, path: str, kind: str) -> None:
+    """Its task is there, and has not begun."""
+
+    async def main() -> None:
+        port = free_port()
+        option = ("-L", f"{port}:127.0.0.1:1") if kind == "local" else ("-R", str(port))
+        async with riding(sshd, path) as ride:
+            assert (await ride.control("forward", *option)).code == 0
+            forwards = ride.upstream.forwards
+            (standing,) = forwards.standing.values()
+            # By the kernel alone: until it is taken the loop has one turn after the other, and each begins here.
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.setblocking(False)
+                async with asyncio.timeout(60):
+                    while not standing.taken:
+                        await asyncio.sleep(0)
+                forwards.close_all()
+                await eventually(lambda: forwards.gate.inside == 0 and standing.connections == 0)
+                ride.upstream.end("enough")
+                await ride.served
+                async with asyncio.timeout(60):
+                    assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
     asyncio.run(main())
 

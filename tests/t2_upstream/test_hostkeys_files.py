@@ -140,7 +140,7 @@ class TestAgents:
             thread = threading.Thread(target=serve)
             thread.start()
             assert sshagent.blobs(str(tmp_path / "agent")) == frozenset()
-            thread.join(10)
+            thread.join(60)
 
     def test_nobody_there_holds_nothing(self, tmp_path: Path) -> None:
         assert sshagent.blobs(str(tmp_path / "none")) == frozenset()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +16,7 @@ from mux.protocol.wire import string, u32
 from mux.upstream.engine import Engine, IncomingOpen
 from mux.upstream.incoming import AGENT, FORWARDED_STREAMLOCAL, FORWARDED_TCPIP, X11_KIND, Incoming
 from mux.upstream.x11 import Display, Prefix, display
+from tests.support.ports import is_listening
 from tests.support.sshd import HOST, Sshd, program
 
 from .harness import engine_to
@@ -39,7 +39,7 @@ async def agent(sshd: Sshd) -> AsyncIterator[str]:
         program("ssh-agent"), "-D", "-a", place, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        await eventually(lambda: os.path.exists(place))
+        await eventually(lambda: is_listening(place))
         add = await asyncio.create_subprocess_exec(
             program("ssh-add"),
             "-q",
@@ -173,6 +173,25 @@ def test_x11_with_a_cookie_of_each_session(x11_sshd: Sshd, monkeypatch: pytest.M
     asyncio.run(main())
 
 
+def test_x11_without_a_place_for_a_cookie(
+    x11_sshd: Sshd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It fails whoever asks, for as long as there is none, and nobody else."""
+    monkeypatch.setenv("DISPLAY", "127.0.0.1:59")
+
+    async def main() -> None:
+        place = str(x11_sshd.control_dir / "upstream")
+        async with riding(x11_sshd, place, forward_x11=True, forward_x11_trusted=False) as ride:
+            monkeypatch.setattr("tempfile.tempdir", str(x11_sshd.directory / "nowhere"))
+            for _ in range(2):
+                done = await ride.ssh("-X", HOST, "echo here $DISPLAY")
+                assert (done.code, done.out) == (0, b"here\n")
+            assert caplog.text.count("there is no place for a cookie") == 2
+
+    with caplog.at_level("INFO", "mux.upstream.x11"):
+        asyncio.run(main())
+
+
 def answers_to(engine: Engine, incoming: IncomingOpen) -> list[tuple[int, bytes]]:
     """What is sent in the step in which the server opens this."""
     sent: list[tuple[int, bytes]] = []
@@ -251,6 +270,19 @@ def test_claims(sshd: Sshd) -> None:
         await engine.closed()
 
     asyncio.run(main())
+
+
+def test_the_end_before_an_answer_was_begun(sshd: Sshd, path: str) -> None:
+    async def main() -> None:
+        engine = await engine_to(sshd)
+        incoming = Incoming(engine, settings_for(sshd, forwarded_agent=path))
+        assert incoming.agent()
+        assert answers_to(engine, IncomingOpen(AGENT, 7, 1 << 20, 1 << 15, b"")) == []
+        incoming.close()
+        engine.disconnect("over")
+        await engine.closed()
+
+    asyncio.run(main())  # what was never awaited would be a warning
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_a_stale_socket_of_ours_is_replaced(sshd: Sshd) -> None:
     assert first.pid is not None
     process = processes.known(first.pid)
     processes.send_signal(process, signal.SIGKILL)
-    assert not processes.wait_ended([process], 10)
+    assert not processes.wait_ended([process], 60)
     with walk(sshd).reached() as found:
         assert found.started
         assert found.path == first.path
@@ -188,7 +189,8 @@ def test_without_any_runtime_directory_tmp_is_used(sshd: Sshd, tmp_path: Path, m
         assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
     assert not os.path.exists(found.path)
     if not was_there:
-        os.rmdir(directory)
+        with suppress(OSError):  # another run on this machine may use it by now
+            os.rmdir(directory)
 
 
 def test_a_configured_path_that_is_too_long_gives_way_to_ours(sshd: Sshd, tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_a_private_ssh_ends_by_itself(sshd: Sshd) -> None:
     with ending(found.pid) as process:
         assert found.private and os.path.exists(found.path)
         sshd.ssh("-S", found.path, HOST, "true")
-        assert not processes.wait_ended([process], 20)
+        assert not processes.wait_ended([process], 60)
     os.rmdir(os.path.dirname(found.path))
 
 

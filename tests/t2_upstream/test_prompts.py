@@ -39,7 +39,6 @@ def at(terminal: OnTerminal, question: str) -> None:
 def test_a_passphrase_is_not_shown(locked: tuple[Sshd, str, str]) -> None:
     server, option, question = locked
     with on_terminal(server, option) as terminal:
-        before = terminal.modes()
         at(terminal, question)
         assert not terminal.echoes()
         terminal.type("wrong\n")
@@ -47,7 +46,7 @@ def test_a_passphrase_is_not_shown(locked: tuple[Sshd, str, str]) -> None:
         terminal.type(f"{PASSPHRASE}\n")
         terminal.expect("IN")
         assert terminal.ended() == 0
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.modes_before
         assert PASSPHRASE not in terminal.text and "wrong" not in terminal.text
 
 
@@ -60,7 +59,6 @@ def test_whatever_ends_a_question_leaves_the_terminal_as_it_was(
 ) -> None:
     server, option, question = locked
     with on_terminal(server, option) as terminal:
-        before = terminal.modes()
         at(terminal, question)
         assert not terminal.echoes()
         if key:
@@ -69,7 +67,7 @@ def test_whatever_ends_a_question_leaves_the_terminal_as_it_was(
             terminal.process.send_signal(number)
         terminal.expect(f"FAILED {int(ExitCode.INTERRUPTED)} interrupted at a question ({number.name})")
         assert terminal.ended() == ExitCode.INTERRUPTED
-        assert terminal.modes() == before
+        assert terminal.modes() == terminal.modes_before
         assert "Traceback" not in terminal.text
 
 
@@ -128,7 +126,7 @@ def test_a_password_and_a_dialogue_on_the_terminal(sshd: Sshd, tmp_path: Path) -
 
 
 def test_the_server_hangs_up_during_a_question(sshd: Sshd, tmp_path: Path) -> None:
-    server = OtherServer(tmp_path, Wish(passwords=["x"]), login_timeout=1)
+    server = OtherServer(tmp_path, Wish(passwords=["x"]), login_timeout=4)
     with server, on_terminal(sshd, config=server.config) as terminal:
         at(terminal, PASSWORD)
         terminal.expect("FAILED ")

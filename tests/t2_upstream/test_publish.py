@@ -17,7 +17,7 @@ from mux.rendezvous.publish import Lock, Taken, lock_holder, private_path, publi
 from mux.rendezvous.target import own_directories
 from tests.support import mounts, processes
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

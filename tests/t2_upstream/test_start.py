@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from mux.downstream import waiting
+from mux.downstream import openssh_master, start, waiting
 from mux.downstream.start import Running, Terms
+from mux.downstream.waiting import LockWait
 from mux.errors import ExitCode, JoinError
+from mux.rendezvous.order import Order
 from mux.rendezvous.publish import Lock
+from mux.rendezvous.roles import Wish
 from mux.rendezvous.sockets import Found, probe
 from tests.support import processes
+from tests.support.descriptors import only_free
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.t2_upstream.starting import DEADLINE_S, ending, gated, logins, upstreams, walk
@@ -35,6 +39,10 @@ def path(sshd: Sshd) -> Iterator[Path]:
     """A control path of this test's own, at which and beside which nothing is left."""
     found = sshd.control_dir / "own"
     yield found
+    # Who gave up waiting for the lock still takes it in its thread, once it is free, and gives it back.
+    for thread in threading.enumerate():
+        if thread.name == "lock":
+            thread.join(DEADLINE_S)
     assert not [name for name in os.listdir(sshd.control_dir) if name.startswith("own")]
 
 
@@ -58,8 +66,8 @@ def wait_for_login(gate: Path, running: Running | None = None) -> int:
         time.sleep(processes.POLL_S)
 
 
-def test_taken_back_while_it_logs_in(sshd: Sshd, path: Path, gate: Path, shared_master: Master) -> None:
-    running = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+def test_taken_back_while_it_logs_in(sshd: Sshd, path: Path, gate: Path) -> None:
+    running = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, running)
     running.cancel()
     assert running.wait(DEADLINE_S)
@@ -80,10 +88,8 @@ def test_taken_back_at_once(sshd: Sshd, path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_logs_in(
-    sshd: Sshd, path: Path, gate: Path, shared_master: Master, number: signal.Signals
-) -> None:
-    running = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+def test_a_signal_while_it_logs_in(sshd: Sshd, path: Path, gate: Path, number: signal.Signals) -> None:
+    running = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, running)
     (process,) = upstreams(sshd)
     processes.send_signal(process, number)
@@ -95,8 +101,8 @@ def test_a_signal_while_it_logs_in(
     os.close(held)
 
 
-def test_killed_while_it_logs_in(sshd: Sshd, path: Path, gate: Path, shared_master: Master) -> None:
-    running = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+def test_killed_while_it_logs_in(sshd: Sshd, path: Path, gate: Path) -> None:
+    running = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, running)
     (process,) = upstreams(sshd)
     processes.send_signal(process, signal.SIGKILL)
@@ -117,10 +123,8 @@ Search(resolve("box", None, options), Wish.of(options), Terms(foreground="-f" in
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_starter_is_killed_while_it_logs_in(
-    sshd: Sshd, path: Path, gate: Path, shared_master: Master, number: signal.Signals
-) -> None:
-    options = gated(sshd, gate, shared_master.control_path)
+def test_the_starter_is_killed_while_it_logs_in(sshd: Sshd, path: Path, gate: Path, number: signal.Signals) -> None:
+    options = gated(sshd, gate)
     command = [sys.executable, "-c", STARTER, str(sshd.ssh_config), str(path), "", *options]
     starter = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     held = wait_for_login(gate)
@@ -136,12 +140,11 @@ def test_who_waits_says_so_and_joins(
     sshd: Sshd,
     path: Path,
     gate: Path,
-    shared_master: Master,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(waiting, "SAY_WAITING_S", 0.05)
     before = logins(sshd)
-    first = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+    first = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, first)
     told = threading.Event()
     second = walk(sshd, control_path=path)
@@ -172,14 +175,42 @@ def test_who_waits_can_give_up(sshd: Sshd, path: Path) -> None:
     with pytest.raises(JoinError, match="interrupted"):
         running.result()
     lock.release()
-    # The thread that still waited for the lock has given it back by now, or does so at once.
+    # Its thread still waited for the lock: it has given it back by now, or does so at once.
     again = Lock.take(str(path), wait=True)
     assert again is not None
     again.release()
 
 
-def test_after_a_failed_login_the_next_one_logs_in(sshd: Sshd, path: Path, gate: Path, shared_master: Master) -> None:
-    first = walk(sshd, *gated(sshd, gate, shared_master.control_path), "HostKeyAlias=x", control_path=path).begin()
+def test_a_lock_that_was_waited_for_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by who waits while it handles an error."""
+    monkeypatch.setattr(waiting, "SAY_WAITING_S", 0.05)
+    before = Lock.take(str(path), wait=False)
+    assert before is not None
+    never = waiting.make_event()
+    try:
+        raise ValueError
+    except ValueError:
+        lock = LockWait(str(path)).result(DEADLINE_S, never, before.release)
+    assert Lock.take(str(path), wait=False) is None
+    lock.release()
+    os.close(never)
+
+
+def test_out_of_descriptors_nothing_is_started(sshd: Sshd, path: Path) -> None:
+    target = walk(sshd).target()
+    order = Order(target=target, path=str(path))
+    for spare in range(7):  # four of two pipes; three of what subprocess needs
+        with only_free(spare), pytest.raises(JoinError, match="no upstream process can be started: Too many open"):
+            start._Process(order, None)
+    with only_free(0):
+        with pytest.raises(JoinError, match="Too many open"):
+            start.Search(target, Wish())
+        with pytest.raises(JoinError, match="Too many open"):
+            LockWait(str(path))
+
+
+def test_after_a_failed_login_the_next_one_logs_in(sshd: Sshd, path: Path, gate: Path) -> None:
+    first = walk(sshd, *gated(sshd, gate), "HostKeyAlias=x", control_path=path).begin()
     held = wait_for_login(gate, first)
     second = walk(sshd, control_path=path).begin()
     os.close(held)
@@ -192,9 +223,9 @@ def test_after_a_failed_login_the_next_one_logs_in(sshd: Sshd, path: Path, gate:
 
 
 def test_a_race_lost_against_ssh_is_joined(
-    sshd: Sshd, path: Path, gate: Path, shared_master: Master, make_master: Callable[..., Master]
+    sshd: Sshd, path: Path, gate: Path, make_master: Callable[..., Master]
 ) -> None:
-    running = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+    running = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, running)
     faster = make_master(sshd, control_path=path)
     os.close(held)
@@ -206,13 +237,10 @@ def test_a_race_lost_against_ssh_is_joined(
 
 
 def test_a_race_lost_by_ssh_as_our_engine_is_joined(
-    make_sshd: Callable[..., Sshd], gate: Path, shared_master: Master, make_master: Callable[..., Master]
+    sshd: Sshd, path: Path, gate: Path, make_master: Callable[..., Master]
 ) -> None:
-    """On a server of its own: sshd may keep the loser's connection for longer than a test waits for it to go."""
-    sshd = make_sshd()
-    path = sshd.control_dir / "own"
-    options = gated(sshd, gate, shared_master.control_path)
-    running = walk(sshd, *options, control_path=path, terms=Terms(ssh_command=("ssh",))).begin()
+    terms = Terms(ssh_command=("ssh",))
+    running = walk(sshd, *gated(sshd, gate), control_path=path, terms=terms).begin()
     held = wait_for_login(gate, running)
     faster = make_master(sshd, control_path=path)
     os.close(held)
@@ -220,8 +248,8 @@ def test_a_race_lost_by_ssh_as_our_engine_is_joined(
     assert (running.result().pid, running.result().started) == (faster.pid, False)
 
 
-def test_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate: Path, shared_master: Master) -> None:
-    options = gated(sshd, gate, shared_master.control_path)
+def test_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate: Path) -> None:
+    options = gated(sshd, gate)
     running = walk(sshd, *options, control_path=path, terms=Terms(ssh_command=("ssh",))).begin()
     held = wait_for_login(gate, running)
     running.cancel()
@@ -231,8 +259,49 @@ def test_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate: Path, sha
     os.close(held)
 
 
-def test_something_else_came_while_we_logged_in(sshd: Sshd, path: Path, gate: Path, shared_master: Master) -> None:
-    running = walk(sshd, *gated(sshd, gate, shared_master.control_path), control_path=path).begin()
+def test_a_stopped_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate: Path) -> None:
+    options = gated(sshd, gate)
+    running = walk(sshd, *options, control_path=path, terms=Terms(ssh_command=("ssh",))).begin()
+    held = wait_for_login(gate, running)
+    ssh = engine(path)
+    processes.send_signal(ssh, signal.SIGSTOP)
+    running.cancel()
+    assert running.wait(DEADLINE_S)
+    with pytest.raises(JoinError, match="interrupted"):
+        running.result()
+    assert processes.look(ssh.pid) is None
+    os.close(held)
+
+
+def test_ssh_as_our_engine_that_ignores_its_end_is_killed(
+    sshd: Sshd, path: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openssh_master, "_END_DEADLINE_S", 0.05)
+    options = gated(sshd, gate)
+    deaf = Terms(ssh_command=("sh", "-c", "trap '' TERM; exec ssh \"$@\"", "sh"))
+    running = walk(sshd, *options, control_path=path, terms=deaf).begin()
+    held = wait_for_login(gate, running)
+    ssh = engine(path)
+    running.cancel()
+    assert running.wait(DEADLINE_S)
+    with pytest.raises(JoinError, match="interrupted"):
+        running.result()
+    assert processes.look(ssh.pid) is None
+    os.close(held)
+
+
+def engine(path: Path) -> processes.Process:
+    """The ssh that logs in for this path."""
+    (found,) = [
+        one
+        for one in processes.descendants(os.getpid())
+        if one.command.startswith("ssh ") and f"-S {path} " in one.command
+    ]
+    return found
+
+
+def test_something_else_came_while_we_logged_in(sshd: Sshd, path: Path, gate: Path) -> None:
+    running = walk(sshd, *gated(sshd, gate), control_path=path).begin()
     held = wait_for_login(gate, running)
     path.write_text("x")
     os.close(held)

@@ -48,7 +48,7 @@ async def hear(terminal: int, word: bytes) -> None:
 
     loop.add_reader(terminal, read)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await said.wait()
     finally:
         loop.remove_reader(terminal)
@@ -126,7 +126,7 @@ def test_the_loss_of_the_server(make_sshd: Callable[..., Sshd]) -> None:
                 await idle.greet()
                 sshd.kill()
                 assert await idle.event() is Signal.ENDED
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 reason = await ride.served
                 codes = [(await each).code for each in running]
             silent.close()
@@ -230,7 +230,7 @@ def test_clients_that_change_their_minds(sshd: Sshd, path: str) -> None:
             null = os.open(os.devnull, os.O_RDWR)
             handed = (null,) * 3
             try:
-                for request in (NewSession(0, command=b"sleep 1000"), StdioForward(0, b"", b"127.0.0.1", sshd.port)):
+                for request in (NewSession(0, command=WAIT.encode()), StdioForward(0, b"", b"127.0.0.1", sshd.port)):
                     for _ in range(5):
                         with await ride.raw() as client:
                             await client.greet()
@@ -243,7 +243,7 @@ def test_clients_that_change_their_minds(sshd: Sshd, path: str) -> None:
                 os.close(null)
             await eventually(lambda: not ride.upstream.clients)
             await is_idle(ride)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await ride.ssh(HOST, "true")).code != 0:  # as soon as the server has seen that they are gone
                     pass
 

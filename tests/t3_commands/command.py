@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd, program
 
-COMMAND_DEADLINE_S = 30.0
+COMMAND_DEADLINE_S = 60.0
 OK, REFUSED_BY_US, USAGE, SSH_FAILED = 0, 1, 2, 255
 
 

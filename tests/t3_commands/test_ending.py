@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, SSH_FAILED, about, rider
+from tests.t5_upstream.clients import wait_until
 
 
 def test_stop(holder: Master) -> None:
@@ -27,7 +28,7 @@ def test_stop(holder: Master) -> None:
 def test_exit_when_nobody_rides(holder: Master) -> None:
     done = about(holder, "exit")
     assert (done.stdout, done.stderr, done.returncode) == ("", "Exit request sent.\n", OK)
-    assert not os.path.exists(holder.control_path)
+    wait_until(lambda: not os.path.exists(holder.control_path), "it has ended")
     assert about(holder, "exit").returncode == SSH_FAILED
 
 

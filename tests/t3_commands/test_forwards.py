@@ -8,19 +8,17 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.master import Master
+from tests.support.ports import free_port
 from tests.support.sshd import Sshd
 from tests.t3_commands.command import OK, SSH_FAILED, USAGE, about
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
 def port() -> int:
     """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-    return number
+    return free_port()
 
 
 def banner(address: tuple[str, int] | str) -> bytes:

@@ -45,6 +45,32 @@ def test_a_persisting_master() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "typed", "name"),
+    [
+        ("plink -share -N me@host", "me@host", "me@host"),
+        ("plink -batch -P 2222 host cat file", "host", "local@host:2222"),
+        ("plink -l you host", "host", "you@host"),
+        ("putty host 2222", "host", "local@host:2222"),
+        ("putty -P 22 [::1]", "[::1]", "local@::1"),
+        ("psftp -P 2222 host", "host", "host:2222"),
+        ("plink -P port host", "host", "local@host"),
+        ("plink a@b@host", "a@b@host", "a@b@host"),
+    ],
+)
+def test_the_names_of_a_putty(line: str, typed: str, name: str) -> None:
+    assert (typed, name) in processes.putty_names(process(*line.split()), "local")
+
+
+def test_no_name_of_a_putty_without_a_host() -> None:
+    for line in ("putty", "putty -load", "plink -share -N", ""):
+        assert list(processes.putty_names(process(*line.split(" ")), "local")) == []
+    # A command behind the host has any length, and a look at it has an end.
+    endless = process("plink", "me@host", *(str(number) for number in range(10_000)))
+    names = list(processes.putty_names(endless, "local"))
+    assert names[0] == ("me@host", "me@host:0") and len(names) < 1000
+
+
+@pytest.mark.parametrize(
     ("line", "mount"),
     [
         ("sshmuxfs host:dir /mnt", ("host:dir", "/mnt")),

@@ -12,6 +12,7 @@ import termios
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -68,9 +69,10 @@ def test_nothing_to_watch(holder: Master) -> None:
 
 
 @contextmanager
-def at_a_terminal(holder: Master) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """`sshmux top` on a terminal of its own: its other end, and the process."""
+def at_a_terminal(holder: Master) -> Iterator[tuple[int, subprocess.Popen[bytes], list[Any]]]:
+    """`sshmux top` on a terminal of its own: its other end, the process, and the modes from before it."""
     near, far = pty.openpty()
+    modes = termios.tcgetattr(near)
     fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     command = [sys.executable, "-m", "mux", "top", "-F", str(holder.config), "-S", holder.control_path, HOST]
     environment = {**holder.sshd.environment(), "TERM": "xterm"}
@@ -79,7 +81,7 @@ def at_a_terminal(holder: Master) -> Iterator[tuple[int, subprocess.Popen[bytes]
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     try:
-        yield near, process
+        yield near, process, modes
     finally:
         process.kill()
         process.wait()
@@ -89,8 +91,7 @@ def at_a_terminal(holder: Master) -> Iterator[tuple[int, subprocess.Popen[bytes]
 
 @pytest.mark.parametrize("key", [b"q", b"Q", b"\x03"])
 def test_at_a_terminal_until_a_key(holder: Master, key: bytes) -> None:
-    with rider(holder) as riding, at_a_terminal(holder) as (terminal, process):
-        before = termios.tcgetattr(terminal)
+    with rider(holder) as riding, at_a_terminal(holder) as (terminal, process, before):
         shown = b""
         while shown.count(str(riding.pid).encode()) < 2:  # drawn, and drawn again
             shown += os.read(terminal, 4096)
@@ -105,7 +106,7 @@ def test_at_a_terminal_until_a_key(holder: Master, key: bytes) -> None:
 
 
 def test_at_a_terminal_until_the_connection_ends(holder: Master) -> None:
-    with at_a_terminal(holder) as (terminal, process):
+    with at_a_terminal(holder) as (terminal, process, _):
         shown = b""
         while f"{kind_of(holder)} {holder.pid}".encode() not in shown:
             shown += os.read(terminal, 4096)
