@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import leaks, mounted, mounts, processes
 from tests.support.delay_proxy import DelayProxy
@@ -33,6 +34,11 @@ from tests.support.upstream import Upstream
 
 # Time for pytest-timeout to end a test that can be interrupted.
 LATE_S = 5.0
+
+# The same examples in every run, however long the machine takes over one (hypothesis gives it 200 ms otherwise).
+# `pytest --hypothesis-profile=default` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,8 @@ from tests.t4_mount.fixtures import Area
 from tests.t5_interop.programs import attempt, run
 from tests.t5_interop.samples import describe, differing, make_tree
 
+pytestmark = pytest.mark.over_putty
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:

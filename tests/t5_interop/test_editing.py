@@ -6,9 +6,13 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.t4_mount.descriptors import opened
 from tests.t4_mount.fixtures import Area
 from tests.t5_interop.programs import run
+
+pytestmark = pytest.mark.over_putty
 
 TEXT = "".join(f"line {number}\n" for number in range(1000))
 

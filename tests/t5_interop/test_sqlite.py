@@ -13,6 +13,8 @@ from tests.support import bounded
 from tests.t4_mount.fixtures import Area
 from tests.t5_interop.programs import attempt, run
 
+pytestmark = pytest.mark.over_putty
+
 ROWS = 2000
 
 

@@ -140,6 +140,7 @@ def test_temporary_files_of_python(area: Area) -> None:
     assert run(sys.executable, "-c", script, area.here) == "[]\n"
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default:DeprecationWarning")
 def test_moving_and_removing_with_python(area: Area, sample: Path, tmp_path: Path) -> None:
     shutil.copytree(sample, area.here / "copy", symlinks=True)
     shutil.move(area.here / "copy", area.here / "moved")

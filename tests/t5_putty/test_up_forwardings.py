@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 from mux.protocol.wire import string, u32
+from tests.support.ports import free_port, is_listening
 from tests.support.sshd import Sshd, program
 from tests.t2_upstream.proxied import Proxied
 from tests.t2_upstream.riding import eventually
@@ -22,7 +23,7 @@ from tests.t5_putty.bare_clients import bare, relays, sharing, works
 from tests.t5_putty.riders import Riders
 from tests.t5_putty.riders import works as riders_work
 from tests.t5_upstream.clients import wait_until
-from tests.t5_upstream.sockets import Server, connected, free_port, read_exactly, refused, socks5
+from tests.t5_upstream.sockets import Server, connected, read_exactly, refused, socks5
 
 LOCALHOST = "127.0.0.1"
 BULK_BYTES = 300_000
@@ -216,7 +217,7 @@ def test_u24_the_owners_agent_where_the_owner_allows_it(sshd: Sshd) -> None:
     agent = sshd.control_dir / "agent"
     serving = subprocess.Popen([program("ssh-agent"), "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
     try:
-        wait_until(agent.exists, "the agent listens")
+        wait_until(lambda: is_listening(agent), "the agent listens")
         key = ["-q", str(sshd.directory / "user_key")]
         env = {**os.environ, "SSH_AUTH_SOCK": str(agent)}
         subprocess.run([program("ssh-add"), *key], env=env, check=True, stdin=subprocess.DEVNULL, timeout=20)

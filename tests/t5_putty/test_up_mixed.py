@@ -23,67 +23,13 @@ from tests.t5_upstream.clients import Clients
 
 BULK_BYTES = 6 << 20
 
-Cell = Callable[[Riders, Clients, Path, Path], object]
 
-
-def plink(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    assert riders.plink(f"cat {there}").stdout == there.read_bytes()
-
-
-def pscp(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    assert riders.pscp(f"{{}}:{there}", str(here / "copy")).returncode == 0
-    assert (here / "copy").read_bytes() == there.read_bytes()
-
-
-def psftp(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    assert riders.psftp(f"get {there} {here}/copy").returncode == 0
-    assert (here / "copy").read_bytes() == there.read_bytes()
-
-
-def ssh(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    assert clients.ssh(HOST, f"cat {there}").stdout == there.read_bytes()
-
-
-def scp(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    clients.check(clients.command("-q", f"{HOST}:{there}", str(here / "copy"), name="scp"))
-    assert (here / "copy").read_bytes() == there.read_bytes()
-
-
-def sftp(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    clients.check(clients.command("-q", f"{HOST}:{there}", str(here / "copy"), name="sftp"))
-    assert (here / "copy").read_bytes() == there.read_bytes()
-
-
-def rsync(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    clients.check(["rsync", f"{HOST}:{there}", str(here / "copy")])
-    assert (here / "copy").read_bytes() == there.read_bytes()
-
-
-def git(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    repository = there.parent / "repository"
-    clients.check(["git", "init", "-q", "--bare", str(repository)])
-    clients.check(["git", "clone", "-q", f"{HOST}:{repository}", str(here / "clone")])
-    assert (here / "clone" / ".git").is_dir()
-
-
-def proxy(riders: Riders, clients: Clients, there: Path, here: Path) -> None:
-    assert clients.ssh("-O", "proxy", HOST, f"cat {there}").stdout == there.read_bytes()
-
-
-@pytest.mark.parametrize("rider", [plink, pscp, psftp, ssh, scp, sftp, rsync, git, proxy])
-def test_who_rides_on_ours(riders: Riders, ours: Upstream, directory: Path, tmp_path: Path, rider: Cell) -> None:
+def test_a_proxy_client_rides_on_ours(ours: Upstream, directory: Path) -> None:
+    """`ssh -O proxy`; the others stand in README.md's table (test_who_rides.py)."""
     there = directory / "there"
     there.write_bytes(os.urandom(100_000))
     before = logins(ours.sshd)
-    rider(riders, Clients.of(ours), there, tmp_path)
-    assert logins(ours.sshd) == before
-
-
-def test_a_mount_rides_on_ours(ours: Upstream, directory: Path, make_mount: Callable[..., Mount]) -> None:
-    before = logins(ours.sshd)
-    mount = make_mount(directory, master=ours)
-    (mount.path / "file").write_text("through the mount")
-    assert (directory / "file").read_text() == "through the mount"
+    assert Clients.of(ours).ssh("-O", "proxy", HOST, f"cat {there}").stdout == there.read_bytes()
     assert logins(ours.sshd) == before
 
 

@@ -14,6 +14,7 @@ import pytest
 from mux.errors import JoinError
 from mux.rendezvous import putty, putty_socket
 from mux.upstream import putty_places
+from tests.support.descriptors import only_free
 from tests.support.sshd import HOST, Sshd
 from tests.t2_upstream.riding import eventually, riding
 from tests.t5_putty.bare_clients import entries, putty_path, works
@@ -72,6 +73,15 @@ def test_a_full_queue_is_not_an_absent_upstream(own: str) -> None:
             putty_socket.publish(own)
         assert published.is_there()
         published.withdraw()
+
+
+def test_out_of_descriptors_it_may_go_another_time(own: str) -> None:
+    for spare in (0, 2):  # it needs three at once, one of them for the lock
+        with only_free(spare), pytest.raises(TimeoutError, match="Too many open files"):
+            putty_socket.publish(own)
+    published = putty_socket.publish(own)
+    published.withdraw()
+    published.listener.close()
 
 
 def test_a_file_in_the_way_is_left_alone(own: str) -> None:

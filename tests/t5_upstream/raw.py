@@ -29,7 +29,7 @@ from mux.protocol.messages import (
     encode,
 )
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 Message = TypeVar("Message", bound=ServerMessage)
 Piece = tuple[bytes, tuple[int, ...]]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -149,13 +149,6 @@ def refused(target: int | str | Path, host: str = "127.0.0.1") -> bool:
             return False
     except (ConnectionRefusedError, FileNotFoundError):
         return True
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 SOCKS_REPLY_BYTES = 8

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 # How often it is looked whether the program has ended: the terminal does not tell, for we hold its other end open.
 LOOK_S = 0.05
 # A session leader gets the first terminal it opens as its own: stdin, stdout and stderr are opened by the shell.
@@ -102,8 +102,10 @@ class Terminal:
             if match is not None:
                 self._at = match.end()
                 return match
+            # Asked before what it wrote is read: it may write its last words and end in between.
+            ended = self.process.poll() is not None
             more = self._read(min(until, time.monotonic() + LOOK_S))
-            hopeless = self.process.poll() is not None or time.monotonic() > until
+            hopeless = ended or time.monotonic() > until
             assert more or not hopeless, f"{pattern!r} did not come; behind the last match:\n{self.seen[self._at :]!r}"
 
     def unseen(self, pattern: bytes) -> bool:

@@ -90,7 +90,10 @@ def test_07_appended_by_two_at_the_same_time(clients: Clients, directory: Path) 
 
 def test_07_output_and_errors_into_one_file(clients: Clients, directory: Path) -> None:
     path = directory / "out"
-    clients.shell(f"$SSH box 'echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three' > {path} 2>&1")
+    # Two streams have no order between them: each word is said when the one before has arrived.
+    arrived = f"until grep -q %s {path}; do sleep 0.02; done"
+    script = f"echo one; {arrived % 'one'}; echo two >&2; {arrived % 'two'}; echo three"
+    clients.shell(f"$SSH box '{script}' > {path} 2>&1")
     assert path.read_text() == "one\ntwo\nthree\n"
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.sshd import HOST
 from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, wait_until
 from tests.t5_upstream.kinds import ours_only
-from tests.t5_upstream.sockets import Server, connected, echoes, free_port, read_all, refused, socks4, socks5
+from tests.t5_upstream.sockets import Server, connected, echoes, read_all, refused, socks4, socks5
 from tests.t5_upstream.sockets import there_and_back as exchange
 
 REFUSED = b"mux_client_forward: forwarding request failed: Port forwarding failed"
@@ -56,7 +57,7 @@ def test_30_local_port_many_connections(clients: Clients) -> None:
     """One at a time and many at once; each its own stream."""
     port = free_port()
     with Server() as server, forwarding(clients, "-L", f"{port}:127.0.0.1:{server.port}"):
-        opened = [socket.create_connection(("127.0.0.1", port), 20) for _ in range(20)]
+        opened = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(20)]
         for number, connection in enumerate(opened):
             connection.sendall(b"%d" % number)
         for number, connection in enumerate(opened):
@@ -141,7 +142,7 @@ def test_31_cancel(clients: Clients) -> None:
     with Server() as server:
         spec = f"{port}:127.0.0.1:{server.port}"
         with forwarding(clients, "-L", spec):
-            connection = socket.create_connection(("127.0.0.1", port), 20)
+            connection = socket.create_connection(("127.0.0.1", port), 60)
             connection.sendall(b"open")
             assert connection.recv(10) == b"open"
         with connection:

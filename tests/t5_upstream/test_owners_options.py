@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.master import Master
+from tests.support.ports import is_listening
 from tests.support.sshd import HOST, Sshd, program
-from tests.t5_upstream.clients import DEADLINE_S, Clients
+from tests.t5_upstream.clients import DEADLINE_S, Clients, wait_until
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.sockets import Server, read_exactly
 
@@ -34,8 +35,7 @@ def agent(tmp_path: Path) -> Iterator[str]:
         key = tmp_path / "key"
         generate = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "agent's own", "-f", str(key)]
         subprocess.run(generate, check=True, timeout=DEADLINE_S)
-        while not path.exists():
-            assert process.poll() is None
+        wait_until(lambda: is_listening(path), "the agent listens")
         env = {**os.environ, "SSH_AUTH_SOCK": str(path)}
         add = [program("ssh-add"), "-q", str(key)]
         subprocess.run(add, check=True, timeout=DEADLINE_S, env=env, stdin=subprocess.DEVNULL)

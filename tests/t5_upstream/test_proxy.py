@@ -12,11 +12,12 @@ import pytest
 
 from mux.protocol.messages import Proxy, ProxyReady
 from tests.support.master import Master
+from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd
 from tests.t5_upstream.clients import SSH_FAILED, Clients, ended, line_of, say, wait_for_file, wait_until
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, well
-from tests.t5_upstream.sockets import Server, connected, echoes, free_port, refused, there_and_back
+from tests.t5_upstream.sockets import Server, connected, echoes, refused, there_and_back
 from tests.t5_upstream.terminal import Terminal
 
 DISCONNECT, KEXINIT = 1, 20
@@ -61,9 +62,9 @@ def test_41_several_at_once(clients: Clients) -> None:
 
 @ours_only
 def test_41_client_with_keepalive(clients: Clients) -> None:
-    """A real master hangs up at the first one."""
-    options = ("-oServerAliveInterval=1", "-oServerAliveCountMax=1")
-    with clients.started("-O", "proxy", *options, HOST, "echo ready; sleep 3.2; read line; exit 5") as process:
+    """A real master hangs up at the first one; a client that is never answered, after two of them."""
+    options = ("-oServerAliveInterval=1", "-oServerAliveCountMax=2")
+    with clients.started("-O", "proxy", *options, HOST, "echo ready; sleep 4.2; read line; exit 5") as process:
         assert line_of(process) == b"ready"
         say(process, b"\n")
         assert ended(process) == 5

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from mux.protocol.messages import UNIX_SOCKET_PORT, Failure, SessionOpened, StdioForward
+from tests.support.ports import free_port
 from tests.support.sshd import HOST, openssh_version, program
 from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, say
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, pipes
-from tests.t5_upstream.sockets import Server, free_port, read_all
+from tests.t5_upstream.sockets import Server, read_all
 
 
 def test_28_there_and_back(clients: Clients) -> None:

@@ -33,11 +33,11 @@ AT_DEADLINE = f"deadline={DEADLINE_S:g}"
 ONE_BY_ONE = "dcache_dir_timeout=0"
 # A server that neither answers nor is silent is given up when requests sent a deadline later have been answered, or a
 # deadline after the last of them; the watch comes round every eighth; the rest is for a busy machine.
-WITHIN_DEADLINE_S = 2 * DEADLINE_S + 3.0
+WITHIN_DEADLINE_S = 2 * DEADLINE_S + 11.0
 # Half the default deadline of 30 s: what ends within it was told of the fault, and did not wait for it.
 PROMPT_S = 15.0
-# Unmounting, whatever state the server is in: a tenth of this on an idle machine, and half of what waiting would take.
-UNMOUNT_S = 5.0
+# Unmounting, whatever state the server is in: a fraction of a second on an idle machine; waiting would take ten.
+UNMOUNT_S = 8.0
 # The whole process, in every test.
 MEMORY_BYTES = 120 * 1024 * 1024
 
@@ -112,7 +112,7 @@ def await_reached(root: Path) -> None:
     await_path(root / os.fsdecode(REACHED))
 
 
-def await_true(condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+def await_true(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
     """Poll a state that comes without an event."""
     until = time.monotonic() + within_s
     while not condition():

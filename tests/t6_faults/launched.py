@@ -15,7 +15,7 @@ from tests.support.mounted import SSHMUXFS
 from tests.support.sshd import HOST, Sshd
 from tests.t6_faults.faults import await_true
 
-END_S = 20.0
+END_S = 60.0
 
 
 class Launched:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +104,7 @@ def write_all(path: Path, block_bytes: int) -> list[object]:
 
 
 @pytest.mark.parametrize("block_bytes", [4096, 131072, 1 << 20])
-@pytest.mark.parametrize(("disk", "expected"), [("broken", "EIO"), ("full", "ENOSPC")])
+@pytest.mark.parametrize(("disk", "expected"), [("with room", "EDQUOT"), ("full", "ENOSPC")])
 def test_writes_that_fail_in_the_middle(
     evil: Callable[..., Mount], remote_dir: Path, disk: str, expected: str, block_bytes: int
 ) -> None:
@@ -116,6 +118,14 @@ def test_writes_that_fail_in_the_middle(
     there = (remote_dir / name).read_bytes()
     assert there == CONTENT[: len(there)]
     assert len(there) <= FAILS_FROM_BYTES
+    sound(mount, remote_dir)
+
+
+def test_overwriting_that_fails_in_the_middle(evil: Callable[..., Mount], remote_dir: Path) -> None:
+    """What has its place needs no other: that is neither a full disk nor a quota."""
+    mount = evil()
+    _, *told = outcome(write_all, mount.path / make(remote_dir, "write_answer"), 131072)
+    assert told == ["EIO"] * 4
     sound(mount, remote_dir)
 
 
@@ -133,9 +143,9 @@ def test_writes_that_fail_and_nobody_asks(evil: Callable[..., Mount], remote_dir
     sound(mount, remote_dir)
 
 
-def test_a_close_that_fails(evil: Callable[..., Mount], allow_log: Callable[[str], None], remote_dir: Path) -> None:
-    """All writes were acknowledged: no program is stopped by it, and nothing is lost here."""
-    allow_log("evil:close_answer")
+def test_a_close_that_fails(evil: Callable[..., Mount], expect_log: Callable[[str], None], remote_dir: Path) -> None:
+    """All writes were acknowledged: no program is stopped by it, nothing is lost here, and the log tells of it."""
+    expect_log("evil:close_answer: what was written last may be lost: FAILURE .it failed")
     mount = evil()
 
     def write() -> object:
@@ -146,3 +156,34 @@ def test_a_close_that_fails(evil: Callable[..., Mount], allow_log: Callable[[str
     assert outcome(write) in (None, "EIO")
     assert (remote_dir / "evil:close_answer").read_bytes() == CONTENT
     sound(mount, remote_dir)
+
+
+def test_a_close_that_fails_after_reading(evil: Callable[..., Mount], remote_dir: Path) -> None:
+    """Of no consequence: nobody is told, the log neither."""
+    mount = evil()
+    name = make(remote_dir, "close_answer")
+    assert outcome(read, mount.path / name) == CONTENT
+    assert outcome(lambda: os.close(os.open(mount.path / name, os.O_RDWR))) is None
+    sound(mount, remote_dir)
+
+
+def test_a_write_of_a_mapping_that_fails(
+    evil: Callable[..., Mount], expect_log: Callable[[str], None], remote_dir: Path
+) -> None:
+    """Unmapped after the file is closed: there is no call that could be told."""
+    expect_log("evil:write_answer: what was written last may be lost")
+    mount = evil()
+    name = make(remote_dir, "write_answer")
+
+    def change() -> None:
+        libc = ctypes.CDLL(None)  # for Python's own mappings keep a descriptor
+        libc.mmap.restype = ctypes.c_void_p
+        descriptor = os.open(mount.path / name, os.O_RDWR)
+        protection, length = mmap.PROT_READ | mmap.PROT_WRITE, ctypes.c_size_t(len(CONTENT))
+        start = libc.mmap(None, length, protection, mmap.MAP_SHARED, descriptor, ctypes.c_long(0))
+        os.close(descriptor)
+        ctypes.memset(start + 2 * FAILS_FROM_BYTES, 0, 1)
+        libc.munmap(ctypes.c_void_p(start), length)
+
+    assert outcome(change) is None
+    mount.unmount()

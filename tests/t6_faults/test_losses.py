@@ -28,11 +28,13 @@ from tests.t6_faults.faults import (
     make,
     outcome,
     read,
+    server_option,
     serves_others,
     sound,
     together,
     under_way,
 )
+from tests.t6_faults.launched import Launched
 from tests.t6_faults.test_silence import CALLS
 
 # What the log of a mount may say of a loss.
@@ -229,9 +231,12 @@ def test_unmounting(
             os.kill(server, signal.SIGCONT)
 
 
-def test_unmounting_with_something_unsaved(evil: Callable[..., Mount], allow_log: Callable[[str], None]) -> None:
-    """The server does not take it: waited for until the deadline, not for ever; and the caller was told."""
+def test_unmounting_with_something_unsaved(
+    evil: Callable[..., Mount], allow_log: Callable[[str], None], expect_log: Callable[[str], None]
+) -> None:
+    """The server does not take it: waited for until the deadline, not for ever; the caller was told, and the log."""
     allow_log(f"{LOSS}|no answer for")
+    expect_log("evil:silence:Write: what was written last may be lost")
     mount = evil(AT_DEADLINE)
 
     def write() -> object:
@@ -243,3 +248,29 @@ def test_unmounting_with_something_unsaved(evil: Callable[..., Mount], allow_log
     assert outcome(write) in ("EIO", "ECONNABORTED", *DISCONNECTED)
     mount.wait_ended()
     mount.close()
+
+
+def test_what_is_lost_is_said_in_the_foreground(
+    sshd: Sshd, remote_dir: Path, shared_master: Master, tmp_path: Path
+) -> None:
+    """By name, on the terminal, when the log goes elsewhere."""
+    fill(remote_dir)
+    place, log = tmp_path / "mnt", tmp_path / "log"
+    place.mkdir()
+    options = [server_option("plain", remote_dir), AT_DEADLINE, f"log_file={log}"]
+    with Launched(
+        sshd, remote_dir, place, control_path=shared_master.control_path, options=options, foreground=True
+    ) as launched:
+        await_true(lambda: mounts.mounted_at(place) is not None, "the mount")
+
+        def write() -> object:
+            descriptor = os.open(place / "evil:silence:Write", os.O_WRONLY | os.O_CREAT)
+            os.write(descriptor, b"unsaved")
+            launched.signal(signal.SIGTERM)
+            return attempt(lambda: os.fsync(descriptor))
+
+        assert outcome(write) in ("EIO", "ECONNABORTED", *DISCONNECTED)
+        assert launched.end() == 0
+    line = f"{remote_dir}/evil:silence:Write: what was written last may be lost: "
+    assert f"sshmuxfs: {line}" in launched.output
+    assert line in log.read_text()
