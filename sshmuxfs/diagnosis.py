@@ -7,12 +7,26 @@ be told stays what the status says by itself.
 OpenSSH's mapping, read backwards (sftp-server.c, errno_to_portable): NO_SUCH_FILE is ENOENT, ENOTDIR, EBADF or ELOOP;
 PERMISSION_DENIED is EPERM, EACCES or EFAULT; BAD_MESSAGE is ENAMETOOLONG or EINVAL; FAILURE is all the rest.
 
-Imported by `sshmuxfs.operations`.
+What a FAILURE is taken for without a proof, because nothing else is left that happens:
+
+| request                        | and                                             | errno   | else it would be        |
+|--------------------------------|-------------------------------------------------|---------|-------------------------|
+| OPEN to write, SETSTAT of size | a regular file with an x bit; the server gives  | ETXTBSY | a mandatory lock        |
+|                                | handles, and may write there                    |         |                         |
+| WRITE that makes a file longer | the file system has room for it                 | EDQUOT  | a disk that breaks: but |
+|                                |                                                 |         | fsync tells of that     |
+| OPEN                           | the directory it is in cannot be opened either  | ENFILE  | a disk that breaks      |
+
+What stays EIO, because several things are as likely: a WRITE within a file; MKDIR, SYMLINK and OPEN to create where
+there is room (a quota, too many links, a name or kind of file that the disk below cannot hold); CLOSE and FSYNC.
+
+Imported by `sshmuxfs.questions`, `sshmuxfs.operations`.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +39,11 @@ from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Request, Status, Status
 
 NAME_MAX = 255
 PATH_MAX = 4096  # with the NUL that ends it
+FAT_MAX_BYTES = 2**32 - 1  # the longest file there can be on FAT; a WRITE goes as far as that
+_TOLD_IN_WORDS = (
+    *(errno.EDQUOT, errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.ETXTBSY, errno.EMLINK, errno.EXDEV),
+    *(errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,7 @@ class Facts:
     source_space: Statvfs | None = None
     source_parent: Attributes | None = None
     names: int | None = None  # how many there are in the directory `target`
+    gives_handles: bool | None = None  # whether the server can open the directory of `target`
 
 
 async def diagnose(client: Client, request: Request, error: StatusError) -> int:
@@ -62,6 +82,11 @@ async def diagnose(client: Client, request: Request, error: StatusError) -> int:
     names = (
         await _names_in(client, target) if error.code == Status.FAILURE and isinstance(request, sftp.Rmdir) else None
     )
+    gives_handles = (
+        await _gives_handles(client, target)
+        if error.code == Status.FAILURE and isinstance(request, sftp.Open)
+        else None
+    )
     answers = [await _answer(client, pending) for pending in client.submit(*requests)]
     spaces = [None if each is None else sftp.decode_statvfs(each) for each in answers[4 if source else 2 :]]
     facts = Facts(
@@ -70,23 +95,44 @@ async def diagnose(client: Client, request: Request, error: StatusError) -> int:
         source=answers[2] if source else None,
         source_parent=answers[3] if source else None,
         names=names,
+        gives_handles=gives_handles,
         space=spaces[0] if spaces else None,
         source_space=spaces[1] if len(spaces) > 1 else None,
     )
     return decide(request, error, facts)
 
 
-async def diagnose_write(client: Client, handle: bytes, length: int, error: Exception) -> int:
-    """Return the errno for a WRITE that failed with `error`; `length` is what was to be written."""
+async def diagnose_write(
+    client: Client, handle: bytes, length: int, error: Exception, offset: int | None = None
+) -> int:
+    """Return the errno for a WRITE (or FSYNC: without `offset`) that failed with `error`.
+
+    `length` bytes were to be written at `offset`.
+    """
     if not isinstance(error, StatusError) or error.code != Status.FAILURE:
         return errno_of(error) or errno.EIO
-    try:
-        space = await client.fstatvfs(handle)
-    except StatusError:
+    said = _said(error)
+    if said is not None:
+        return said
+    requests: list[Request] = [sftp.Fstat(handle)]
+    if sftp.StatvfsHandle.EXTENSION in client.extensions:
+        requests.append(sftp.StatvfsHandle(handle))
+    answers = [await _answer(client, pending) for pending in client.submit(*requests)]
+    space = sftp.decode_statvfs(answers[1]) if len(answers) > 1 and answers[1] is not None else None
+    return decide_write(answers[0], space, length, offset)
+
+
+def decide_write(file: Attributes | None, space: Statvfs | None, length: int, offset: int | None) -> int:
+    """The errno for a WRITE of `length` bytes at `offset` that was a FAILURE, by what is known of the file. Pure."""
+    if space is None:
         return errno.EIO
     if space.bavail * (space.frsize or space.bsize) < max(length, 1):
         return errno.ENOSPC
-    return errno.EROFS if space.flag & sftp.STATVFS_READ_ONLY else errno.EIO
+    if _read_only(space):
+        return errno.EROFS
+    if file is None or offset is None or _kind(file) != stat.S_IFREG or offset + length <= (file.size or 0):
+        return errno.EIO
+    return errno.EFBIG if file.size == FAT_MAX_BYTES else errno.EDQUOT
 
 
 def decide(request: Request, error: StatusError, facts: Facts) -> int:
@@ -96,7 +142,7 @@ def decide(request: Request, error: StatusError, facts: Facts) -> int:
     if error.code == Status.PERMISSION_DENIED:
         return _denied(request, facts)
     if error.code == Status.FAILURE:
-        return _failed(request, facts)
+        return _said(error) or _failed(request, facts)
     return errno_of(error) or errno.EIO
 
 
@@ -132,6 +178,12 @@ def _sticky(directory: Attributes | None) -> bool:
     return directory is not None and bool((directory.permissions or 0) & stat.S_ISVTX)
 
 
+def _said(error: StatusError) -> int | None:
+    """The errno that a server's own words stand for: many send those of the C library; OpenSSH says `Failure`."""
+    text = error.text.strip().lower()
+    return next((number for number in _TOLD_IN_WORDS if text.endswith(os.strerror(number).lower().encode())), None)
+
+
 def _failed(request: Request, facts: Facts) -> int:
     exists = facts.target is not None
     is_directory = facts.target is not None and _kind(facts.target) == stat.S_IFDIR
@@ -160,17 +212,37 @@ def _failed(request: Request, facts: Facts) -> int:
         if is_directory:
             source_is_directory = facts.source is not None and _kind(facts.source) == stat.S_IFDIR
             return errno.ENOTEMPTY if source_is_directory else errno.EISDIR
+    if facts.gives_handles is False:
+        return errno.ENFILE
     if _makes_something(request) and _full(facts.space):
         return errno.ENOSPC
     if isinstance(request, sftp.Setstat) and (request.attributes.size or 0) > (
         (facts.target and facts.target.size) or 0
     ):
         return errno.EFBIG
+    if _is_program(facts.target) and facts.space is not None and _writes(request):
+        return errno.ETXTBSY
     return errno.EIO
 
 
 def _makes_something(request: Request) -> bool:
+    if isinstance(request, sftp.Open):
+        return bool(request.pflags & OpenFlag.CREAT)
     return not isinstance(request, sftp.Remove | sftp.Rmdir | sftp.Opendir | sftp.Readlink | sftp.Lstat | sftp.Stat)
+
+
+def _writes(request: Request) -> bool:
+    """Whether a request is to change what is in a file that is there."""
+    match request:
+        case sftp.Open(pflags=pflags):
+            return bool(pflags & OpenFlag.WRITE)
+        case sftp.Setstat(attributes=attributes):
+            return attributes.size is not None
+    return False
+
+
+def _is_program(file: Attributes | None) -> bool:
+    return file is not None and _kind(file) == stat.S_IFREG and bool((file.permissions or 0) & 0o111)
 
 
 def _read_only(space: Statvfs | None) -> bool:
@@ -215,6 +287,15 @@ async def _names_in(client: Client, path: bytes) -> int | None:
             client.close_nowait(handle)
     except StatusError as error:
         return 0 if error.code == Status.EOF else None
+
+
+async def _gives_handles(client: Client, path: bytes) -> bool | None:
+    """Whether the server has handles left, seen by opening the directory that `path` is in; None if it may not."""
+    try:
+        client.close_nowait(await client.call(sftp.Opendir(_parent(path))))
+    except StatusError as error:
+        return False if error.code == Status.FAILURE else None
+    return True
 
 
 async def _answer(client: Client, pending: Pending) -> Any:

@@ -119,8 +119,7 @@ async def _end_on_signals(signals: AsyncIterator[int], mounted: list[Operations]
         if not mounted:
             everything.cancel()
             return
-        with trio.move_on_after(SETTLE_S):
-            await mounted[0].settle()
+        await mounted[0].settle(SETTLE_S)
         pyfuse3.terminate()
 
 
@@ -167,9 +166,9 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
             mounted.append(operations)
             plan.announce()
             await pyfuse3.main(min_tasks=SPARE_TASKS, max_tasks=MAX_REQUESTS)
-            with trio.move_on_after(SETTLE_S):
-                await operations.settle()
+            await operations.settle(SETTLE_S)
         finally:
+            _tell_losses(plan, operations)
             pyfuse3.close(unmount=True)
     finally:
         link.close()
@@ -177,6 +176,14 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
         for stream in streams:
             stream.close()
         joined.let_go()
+
+
+def _tell_losses(plan: Plan, operations: Operations) -> None:
+    """What may be lost is in the log, which in the foreground is the terminal; told there if it is a file instead."""
+    lines = operations.give_up()
+    if lines and plan.options.foreground and plan.options.log_file is not None:
+        for line in lines:
+            plan.warn(line)
 
 
 async def _prepare(options: Options, link: Link, client: Client, place: str) -> Operations:

@@ -1,11 +1,11 @@
-"""The tree of names joined with the server: questions about names, and changes to them.
+"""The tree of names joined with the server: files are found, opened, made and closed here.
 
 The rules of this file:
-- A question notes the tree's count of changes in the same synchronous step in which it is sent; its answer is learned
-  only as far as nothing was changed here since.
-- A change is told to the tree when the server has agreed to it; if its outcome is unknown, what it concerned is
-  believed no more.
-- A refusal is diagnosed once and leaves here as an OSError with the errno that a local file system would give.
+- A file that was opened is the file that was meant: if a rename made here crossed the open, its path may have led to
+  another, and what was opened is given back.
+- What was accepted and may be lost is told: to the program by its next call, and if there is none any more, in the log.
+
+What asks and what changes names is in `questions` and `changes`; `Names` is all of it.
 
 Imported by `sshmuxfs.operations`.
 """
@@ -13,368 +13,83 @@ Imported by `sshmuxfs.operations`.
 from __future__ import annotations
 
 import errno
-import os
+import logging
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from time import monotonic, time
 
-from sshmuxfs.diagnosis import diagnose
+from mux.errors import printable
+from sshmuxfs.changes import MODE_BITS, Changes
 from sshmuxfs.io.files import Memory, OpenFile, files_of, invalidate_reads, submit_writes
-from sshmuxfs.io.listing import NAME_MAX, Listing
+from sshmuxfs.questions import MAX_CROSSINGS, again_if_crossed
 from sshmuxfs.session import Link
 from sshmuxfs.sftp import protocol as sftp
-from sshmuxfs.sftp.client import Client
-from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Request, Status, StatusError
+from sshmuxfs.sftp.client import Client, RequestTimeout, describe
+from sshmuxfs.sftp.exchange import Pending
+from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Status, StatusError
 from sshmuxfs.tree.attributes import checked
 from sshmuxfs.tree.cache import CacheTimes
-from sshmuxfs.tree.inodes import NEVER_S, Gone, Inode, Tree
+from sshmuxfs.tree.inodes import Gone, Inode, Tree
 
-_MODE_BITS = 0o7777
-# A directory that is walked name by name is learned in one go, up to some ten replies of OpenSSH.
-WALK_NAMES = 1000
+log = logging.getLogger(__name__)
+
 # Longer than the kernel takes between the lookup and the open of its second attempt.
 _RETRY_S = 1.0
+# For the last words of a mount: who lost more has to read the log.
+MAX_LOSSES = 100
+_ACCESS = OpenFlag.READ | OpenFlag.WRITE
 
 
-def failure(number: int) -> OSError:
-    """An OSError with the errno `number`."""
-    return OSError(number, os.strerror(number))
-
-
-class Names:
-    """What the mount knows and does about names. `follow`: links are shown as what they lead to."""
+class Names(Changes):
+    """What the mount knows and does about names and the files behind them."""
 
     def __init__(self, link: Link, tree: Tree, times: CacheTimes, *, follow: bool = False, ahead: bool = True) -> None:
-        self.tree = tree
-        self.times = times
+        super().__init__(link, tree, times, follow=follow)
         self.memory = Memory()
         self.server_ahead_s = 0.0  # how far the server's clock is ahead of ours, by the last file made there
-        self._link = link
-        self._follow = follow
+        # Files that may lack what was written to them, told to no program; and what was logged of the first of them.
+        self.lossy_files = 0
+        self.losses: list[str] = []
         self._ahead = ahead
-
-    # -- asking -------------------------------------------------------------------------------------------------------
-
-    async def find(self, parent: Inode, name: bytes) -> Inode:
-        """Return the inode of `name` in `parent`, asking the server unless it is freshly known. Raises OSError."""
-        if len(name) > NAME_MAX:
-            raise failure(errno.ENAMETOOLONG)
-        known = parent.directory.children.get(name) if parent.directory else None
-        if known is not None and self._is_fresh(known):
-            return known
-        if self.tree.is_absent(parent, name, monotonic(), self.times.negative_s):
-            raise failure(errno.ENOENT)
-        client = await self._link.client()
-        if self.tree.is_walked(parent, monotonic(), self.times.dir_s):
-            await self._walk(parent)
-            known = parent.directory.children.get(name) if parent.directory else None
-            if known is not None and self._is_fresh(known):
-                return known
-        path = self.tree.path(parent, name)
-        if known is not None:
-            submit_writes(known)
-        with self.tree.asking(parent) as as_of:
-            now_s = monotonic()
-            try:
-                attributes = await self._attributes_of(client, path)
-            except StatusError as error:
-                if error.code == Status.NO_SUCH_FILE:
-                    self.tree.learn_absent(parent, name, now_s, as_of)
-                    raise failure(errno.ENOENT) from error
-                raise await self._diagnosed(client, sftp.Lstat(path), error) from error
-            inode = self.tree.learn(parent, name, attributes, now_s, as_of)
-        if inode is None:
-            raise failure(errno.ENOENT)
-        self.tree.found_singly(parent)
-        return inode
-
-    async def _walk(self, parent: Inode) -> None:
-        """Somebody goes through a directory name by name: learn what is there, if it can be read.
-
-        Nothing is learned of what is not there. Who asks for a name that the server made since then did not list the
-        directory, and expects to find it.
-        """
-        try:
-            listing = await self.list(parent, whole=False)
-        except OSError:
-            return
-        try:
-            while len(listing.names) < WALK_NAMES and await listing.has(len(listing.names)):
-                pass
-        except (StatusError, OSError):
-            return
-        finally:
-            listing.close()
-
-    async def refresh(self, inode: Inode) -> None:
-        """Make sure that the attributes of `inode` are fresh. Raises Gone if its name leads elsewhere now, OSError."""
-        if not self._is_fresh(inode):
-            await self._ask_attributes(inode)
-
-    async def _ask_attributes(self, inode: Inode) -> None:
-        client = await self._link.client()
-        submit_writes(inode)
-        as_of, now_s = self.tree.changes, monotonic()
-        if inode.gone:
-            if inode.kind == stat.S_IFDIR:
-                return  # still open here, without a name: what was last known of it is all there is
-            await self._ask_by_handle(client, inode, Gone("the file was removed"))
-            return
-        parent, name, path = inode.parent, inode.name, self.tree.path(inode)
-        if parent is None:
-            try:
-                attributes = await self._attributes_of(client, path)
-            except StatusError as error:
-                raise await self._diagnosed(client, sftp.Lstat(path), error) from error
-            self.tree.update(inode, attributes, now_s, as_of)
-            return
-        with self.tree.asking(parent):
-            try:
-                attributes = await self._attributes_of(client, path)
-            except StatusError as error:
-                if error.code != Status.NO_SUCH_FILE:
-                    raise await self._diagnosed(client, sftp.Lstat(path), error) from error
-                self.tree.learn_absent(parent, name, now_s, as_of)
-                if inode.parent is None:
-                    await self._ask_by_handle(client, inode, Gone("the file was removed elsewhere"))
-                return
-            found = self.tree.learn(parent, name, attributes, now_s, as_of)
-        # Moved or removed here meanwhile, it is no longer what was asked about: what is known of it stands.
-        if found is not inode and inode.changed <= as_of:
-            raise Gone("something else has taken the name")
-
-    async def _ask_by_handle(self, client: Client, inode: Inode, otherwise: Gone) -> None:
-        as_of, now_s = self.tree.changes, monotonic()
-        file = next((each for each in files_of(inode) if each.client is client), None)
-        if file is None:
-            raise otherwise
-        self.tree.update(inode, checked(await client.fstat(file.handle)), now_s, as_of)
-
-    async def _attributes_of(self, client: Client, path: bytes) -> Attributes:
-        """Ask for the attributes of a path; of a link that leads nowhere, its own."""
-        try:
-            return checked(await client.call(self._question(path)))
-        except StatusError as error:
-            if not self._follow or error.code != Status.NO_SUCH_FILE:
-                raise
-        return checked(await client.lstat(path))
-
-    def _question(self, path: bytes) -> Request:
-        return sftp.Stat(path) if self._follow else sftp.Lstat(path)
-
-    def _is_fresh(self, inode: Inode) -> bool:
-        return inode.fetched_at_s + self.times.stat_s > monotonic()
-
-    async def readlink(self, inode: Inode) -> bytes:
-        """Return the target of a link as the server has it."""
-        now_s = monotonic()
-        if inode.link_target is None or inode.link_fetched_at_s + self.times.link_s <= now_s:
-            client = await self._link.client()
-            path = self.tree.path(inode)
-            try:
-                inode.link_target = await client.readlink(path)
-            except StatusError as error:
-                raise await self._diagnosed(client, sftp.Readlink(path), error) from error
-            inode.link_fetched_at_s = now_s
-        return inode.link_target
-
-    async def list(self, inode: Inode, *, whole: bool = True) -> Listing:
-        """Open a directory; `whole`: what the listing lacks is not there."""
-        listing = Listing(self.tree, inode, follow=self._follow, ask=self._question, whole=whole)
-        try:
-            directory = inode.directory
-            if directory is not None and directory.listed_at_s + self.times.dir_s > monotonic():
-                listing.from_tree()
-                return listing
-            client = await self._link.client()
-            path = self.tree.path(inode)
-            try:
-                await listing.from_server(client, path)
-            except StatusError as error:
-                raise await self._diagnosed(client, sftp.Opendir(path), error) from error
-        except BaseException:
-            listing.close()
-            raise
-        return listing
-
-    async def statvfs(self) -> sftp.Statvfs:
-        """The file system that the mount's root is on."""
-        client = await self._link.client()
-        return await client.statvfs(self.tree.path(self.tree.root))
-
-    # -- changing -----------------------------------------------------------------------------------------------------
-
-    async def _diagnosed(self, client: Client, request: Request, error: StatusError) -> OSError:
-        return failure(await diagnose(client, request, error))
-
-    async def _change(self, client: Client, request: Request, tell: Callable[[], None]) -> None:
-        """Make a change, and `tell` the tree of it in the moment the server agrees.
-
-        Before any later answer is heard, that is: tasks wake up in any order, and an answer to what was asked after
-        this would be taken for somebody else's doing.
-        """
-        (pending,) = client.submit(request)
-        pending.on_done = lambda done: tell() if done.error is None else None
-        try:
-            await client.wait(pending)
-        except StatusError as error:
-            raise await self._diagnosed(client, request, error) from error
-
-    @contextmanager
-    def _in_doubt(self, *places: tuple[Inode, bytes]) -> Iterator[None]:
-        """If the block's outcome stays unknown, or contradicts what is believed, believe nothing about `places`."""
-        try:
-            yield
-        except Exception:
-            for parent, name in places:
-                self.tree.distrust(parent, name)
-            raise
-
-    async def set_attributes(self, inode: Inode, wanted: Attributes, file: OpenFile | None) -> None:
-        """Change size, mode, owner or times. Of a pair (uid and gid, atime and mtime) one may be None: it stays.
-
-        Raises OSError.
-        """
-        client = await self._link.client()
-        file = self._live(client, inode, file, writable=wanted.size is not None)
-        wanted = await self._completed(inode, wanted)
-        submit_writes(inode)
-        if wanted.size is not None:
-            invalidate_reads(inode)
-            inode.cached_as = None
-        self.tree.touch(inode)
-        if inode.directory is not None and (wanted.permissions is not None or wanted.uid is not None):
-            inode.directory.listed_at_s = NEVER_S  # whether it may still be read is the server's to say
-        as_of, now_s = self.tree.changes, monotonic()
-        by_handle = file is not None and (inode.gone or wanted.size is not None)
-        if by_handle:
-            assert file is not None
-            requests: tuple[Request, Request] = (sftp.Fsetstat(file.handle, wanted), sftp.Fstat(file.handle))
-        else:
-            path = self.tree.path(inode)
-            requests = (self._setstat(client, inode, path, wanted), self._question(path))
-        changed, found = client.submit(*requests)
-        await client.settled(found)
-        try:
-            await client.wait(changed)
-        except StatusError as error:
-            raise await self._diagnosed(client, requests[0], error) from error
-        self.tree.update(inode, checked(await client.wait(found)), now_s, as_of)
-
-    def _setstat(self, client: Client, inode: Inode, path: bytes, wanted: Attributes) -> Request:
-        """SETSTAT follows links, so a link needs LSETSTAT; without that, better no change than one of its target."""
-        if inode.kind != stat.S_IFLNK:
-            return sftp.Setstat(path, wanted)
-        if sftp.Lsetstat.EXTENSION not in client.extensions:
-            raise failure(errno.EOPNOTSUPP)
-        return sftp.Lsetstat(path, wanted)
-
-    async def _completed(self, inode: Inode, wanted: Attributes) -> Attributes:
-        """Fill in the other half of a pair: version 3 only sets both.
-
-        It is asked for anew, so that no old owner or time of change is put back; an old time of access harms nobody.
-        """
-        half_owner = (wanted.uid is None) != (wanted.gid is None)
-        half_times = (wanted.atime is None) != (wanted.mtime is None)
-        if half_owner or (half_times and (wanted.mtime is None or inode.attributes.atime is None)):
-            await self._ask_attributes(inode)
-        now = inode.attributes
-        if half_times:
-            wanted = wanted._replace(atime=_or(wanted.atime, now.atime), mtime=_or(wanted.mtime, now.mtime))
-        if half_owner:
-            wanted = wanted._replace(uid=_or(wanted.uid, now.uid), gid=_or(wanted.gid, now.gid))
-        return wanted
-
-    def _live(self, client: Client, inode: Inode, file: OpenFile | None, *, writable: bool) -> OpenFile | None:
-        """A file open on `inode` over the channel there is: the one given, if it serves."""
-        candidates = [file, *files_of(inode)] if file is not None else files_of(inode)
-        needed = OpenFlag.WRITE if writable else OpenFlag.READ | OpenFlag.WRITE
-        return next((each for each in candidates if each.client is client and each.pflags & needed), None)
-
-    async def make_directory(self, parent: Inode, name: bytes, mode: int) -> Inode:
-        """mkdir. The mode is as the caller's umask left it; the server's umask is undone."""
-        client = await self._link.client()
-        path = self._new_path(parent, name)
-        with self.tree.asking(parent), self._in_doubt((parent, name)):
-            request = sftp.Mkdir(path, Attributes(permissions=mode & _MODE_BITS))
-            now_s = monotonic()
-            inode = await self._made(client, parent, name, request)
-        self.tree.made_directory(inode, now_s)
-        got = (inode.attributes.permissions or 0) & _MODE_BITS
-        inherited = got & stat.S_ISGID  # from the parent directory, as on any local file system
-        if got != mode & _MODE_BITS | inherited:
-            await self.set_attributes(inode, Attributes(permissions=mode & _MODE_BITS | inherited), None)
-        return inode
-
-    async def make_link(self, parent: Inode, name: bytes, target: bytes) -> Inode:
-        """symlink."""
-        client = await self._link.client()
-        path = self._new_path(parent, name)
-        with self.tree.asking(parent), self._in_doubt((parent, name)):
-            return await self._made(client, parent, name, sftp.Symlink(target, path))
-
-    async def _made(self, client: Client, parent: Inode, name: bytes, request: Request) -> Inode:
-        """Send what makes a name, and the question what came of it, together."""
-        made, found = client.submit(request, sftp.Lstat(self.tree.path(parent, name)))
-        now_s = monotonic()
-        await client.settled(found)
-        try:
-            await client.wait(made)
-        except StatusError as error:
-            raise await self._diagnosed(client, request, error) from error
-        attributes = checked(await client.wait(found))
-        inode = self.tree.add(parent, name)
-        self.tree.update(inode, attributes, now_s, self.tree.changes)
-        return inode
-
-    async def hard_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """link."""
-        client = await self._link.client()
-        if sftp.Hardlink.EXTENSION not in client.extensions:
-            raise failure(errno.EPERM)  # what link(2) says of a file system without hard links
-        path = self._new_path(parent, name)
-        submit_writes(inode)
-        with self._in_doubt((parent, name)):
-            request = sftp.Hardlink(self.tree.path(inode), path)
-            await self._change(client, request, lambda: self.tree.link(inode, parent, name))
-
-    async def remove(self, parent: Inode, name: bytes, *, directory: bool) -> None:
-        """unlink or rmdir. What is open stays readable and writable: the server's handles hold it."""
-        client = await self._link.client()
-        path = self.tree.path(parent, name)
-        request: Request = sftp.Rmdir(path) if directory else sftp.Remove(path)
-        with self._in_doubt((parent, name)):
-            await self._change(client, request, lambda: self.tree.remove(parent, name))
-
-    async def rename(
-        self, old_parent: Inode, old_name: bytes, new_parent: Inode, new_name: bytes, *, replace: bool
-    ) -> None:
-        """rename. Without `replace`, an existing new name is EEXIST (SSH_FXP_RENAME, which never replaces)."""
-        client = await self._link.client()
-        old, new = self.tree.path(old_parent, old_name), self._new_path(new_parent, new_name)
-        request: Request = sftp.Rename(old, new)
-        if replace and sftp.PosixRename.EXTENSION in client.extensions:
-            request = sftp.PosixRename(old, new)
-        with self._in_doubt((old_parent, old_name), (new_parent, new_name)):
-            await self._change(client, request, lambda: self.tree.rename(old_parent, old_name, new_parent, new_name))
-
-    def _new_path(self, parent: Inode, name: bytes) -> bytes:
-        if len(name) > NAME_MAX:
-            raise failure(errno.ENAMETOOLONG)
-        return self.tree.path(parent, name)
+        self._open_files: set[OpenFile] = set()
+        self._closing: dict[Pending, OpenFile] = {}  # files that were written to, and whose CLOSE is not answered
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
+    async def look_up(self, parent: Inode, name: bytes, caller: int) -> Inode:
+        """`find` for the kernel, on behalf of the thread `caller`."""
+        await self.stillness.before_lookup(caller, parent, name)
+        found = await self.find(parent, name)
+        self.stillness.after_lookup(caller)
+        return found
+
+    async def open_for(self, caller: int, inode: Inode, pflags: int) -> OpenFile:
+        """`open` for the kernel, on behalf of the thread `caller`: told to look again, it is to find what it opens."""
+        try:
+            file = await self.open(inode, pflags)
+        except Gone:
+            self.stillness.refused(caller)
+            raise
+        except BaseException:
+            self.stillness.opened(caller)
+            raise
+        self.stillness.opened(caller)
+        return file
+
+    @again_if_crossed
     async def open(self, inode: Inode, pflags: int) -> OpenFile:
-        """Open a file and learn its attributes in the same round trip. Raises Gone if the name leads elsewhere now."""
+        """Open a file and learn its attributes in the same round trip.
+
+        Raises OSError, and Gone if it has no name any more, or its name leads elsewhere now.
+        """
         client = await self._link.client()
         submit_writes(inode)
+        if inode.gone:
+            return self._open_again(client, inode, pflags)
         if pflags & OpenFlag.TRUNC:
             invalidate_reads(inode)
             self.tree.touch(inode)
         path = self.tree.path(inode)
-        as_of, now_s = self.tree.changes, monotonic()
+        as_of, moves, now_s = self.tree.changes, self.tree.crossing, monotonic()
         request = sftp.Open(path, pflags, sftp.NO_ATTRIBUTES)
         opened, found = client.submit(request, self._question(path))
         await client.settled(found)
@@ -382,6 +97,7 @@ class Names:
             handle: bytes = await client.wait(opened)
         except StatusError as error:
             if error.code == Status.NO_SUCH_FILE and inode.parent is not None:
+                self._check_way(path, moves, inode)
                 self.tree.learn_absent(inode.parent, inode.name, now_s, as_of)
                 # The kernel looks the name up again, once: then an open that may create does so. Whoever has just
                 # looked it up and comes too late has met a race, and is told what is true.
@@ -389,6 +105,7 @@ class Names:
                     raise Gone("removed elsewhere") from error
             raise await self._diagnosed(client, request, error) from error
         try:
+            self._check_way(path, moves, inode)
             attributes = checked(await client.wait(found))
             if stat.S_IFMT(attributes.permissions or 0) != inode.kind:
                 if inode.parent is not None:
@@ -400,11 +117,32 @@ class Names:
         self.tree.update(inode, attributes, now_s, as_of)
         return self._opened(inode, client, handle, path, pflags)
 
+    def _open_again(self, client: Client, inode: Inode, pflags: int) -> OpenFile:
+        """Open a file that has no name, by a handle it is open with. Raises Gone if there is none that serves."""
+        for file in files_of(inode):
+            serves = file.pflags & OpenFlag.APPEND == pflags & OpenFlag.APPEND and not pflags & _ACCESS & ~file.pflags
+            if serves and file.client is client and not pflags & OpenFlag.TRUNC:
+                return self._opened(inode, client, file.handle, file.path, pflags, sharers=file.sharers)
+        raise Gone("it has no name any more")
+
     async def create(self, parent: Inode, name: bytes, mode: int, pflags: int) -> OpenFile:
         """Make and open a file. Without EXCL a file that is there already is opened as it is, its mode untouched."""
+        for _ in range(MAX_CROSSINGS):
+            file = await self._create(parent, name, mode, pflags)
+            if file is not None:
+                return file
+            try:
+                return await self.open(await self.find(parent, name), pflags)
+            except Gone:
+                continue  # it was there, and is no more what it was
+        raise Gone("its name is taken again and again")
+
+    @again_if_crossed
+    async def _create(self, parent: Inode, name: bytes, mode: int, pflags: int) -> OpenFile | None:
+        """Make and open a file; None if it is there already, which is all right without EXCL."""
         client = await self._link.client()
         path = self._new_path(parent, name)
-        wanted = Attributes(permissions=mode & _MODE_BITS)
+        wanted = Attributes(permissions=mode & MODE_BITS)
         request = sftp.Open(path, pflags | OpenFlag.CREAT | OpenFlag.EXCL, wanted)
         with self.tree.asking(parent), self._in_doubt((parent, name)):
             opened, found = client.submit(request, sftp.Lstat(path))
@@ -417,7 +155,7 @@ class Names:
                 if reason.errno != errno.EEXIST or pflags & OpenFlag.EXCL:
                     raise reason from error
                 self.tree.distrust(parent, name)
-                return await self.open(await self.find(parent, name), pflags)
+                return None
             try:
                 attributes = checked(await client.wait(found))
             except BaseException:
@@ -427,26 +165,118 @@ class Names:
         self.tree.update(inode, attributes, now_s, self.tree.changes)
         self.server_ahead_s = (attributes.mtime or 0) - time()
         file = self._opened(inode, client, handle, path, pflags & ~OpenFlag.EXCL)
-        if (attributes.permissions or 0) & _MODE_BITS != mode & _MODE_BITS:  # the server's umask
-            try:
-                await client.call(sftp.Fsetstat(handle, wanted))
-            except StatusError as error:
-                self.close(file)
-                raise await self._diagnosed(client, sftp.Setstat(path, wanted), error) from error
-            changed = attributes._replace(permissions=stat.S_IFREG | mode & _MODE_BITS)
-            self.tree.update(inode, changed, now_s, self.tree.changes)
+        if (attributes.permissions or 0) & MODE_BITS != mode & MODE_BITS:  # the server's umask
+            await self._set_mode(file, wanted)
         return file
 
-    def _opened(self, inode: Inode, client: Client, handle: bytes, path: bytes, pflags: int) -> OpenFile:
-        file = OpenFile(inode, client, handle, path=path, pflags=pflags, memory=self.memory, ahead=self._ahead)
+    async def _set_mode(self, file: OpenFile, wanted: Attributes) -> None:
+        """Give a new file the mode it was to have, whatever the server's umask.
+
+        Where modes cannot be changed (FAT, or a server that does not let us) the file is what it is, as it would be on
+        a local file system of that kind.
+        """
+        inode, now_s = file.inode, monotonic()
+        try:
+            await file.client.call(sftp.Fsetstat(file.handle, wanted))
+        except StatusError as error:
+            log.debug("%s: its mode stays as the server made it: %s", printable(file.path), describe(error))
+            return
+        except BaseException:
+            self.close(file)
+            raise
+        changed = inode.attributes._replace(permissions=stat.S_IFREG | (wanted.permissions or 0))
+        self.tree.update(inode, changed, now_s, self.tree.changes)
+
+    def _opened(
+        self,
+        inode: Inode,
+        client: Client,
+        handle: bytes,
+        path: bytes,
+        pflags: int,
+        sharers: list[OpenFile] | None = None,
+    ) -> OpenFile:
+        memory, ahead = self.memory, self._ahead
+        file = OpenFile(inode, client, handle, path=path, pflags=pflags, memory=memory, ahead=ahead, sharers=sharers)
         self.tree.open_file(inode, file)
+        self._open_files.add(file)
         return file
+
+    # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self, file: OpenFile) -> None:
-        """Close a file; its inode may now be forgotten."""
-        file.close()
+        """Close a file; its inode may now be forgotten.
+
+        Nobody waits for that, but what comes of it is heard where something was written: a write that no call waited
+        for (of a mapping) may still fail, and a server may tell only now that it could not keep what it took (a quota,
+        or NFS behind it).
+        """
+        self._open_files.discard(file)
+        pending = file.close()
+        if pending is not None and file.written:
+            self._closing[pending] = file
+            pending.on_done = self._closed
+        elif file.untold is not None:
+            self._lost(file, file.untold)
         self.tree.close_file(file.inode, file)
 
+    def _closed(self, pending: Pending) -> None:
+        file = self._closing.pop(pending, None)
+        if file is None:
+            return  # given up, and told
+        # A channel that ended says nothing of what it had acknowledged before.
+        refused = pending.error if isinstance(pending.error, StatusError | RequestTimeout) else None
+        error = file.untold or refused
+        if error is not None:
+            self._lost(file, error)
 
-def _or(value: int | None, other: int | None) -> int:
-    return value if value is not None else other or 0
+    def _lost(self, file: OpenFile, error: Exception) -> None:
+        """What was written to a file may not be there, and no program is told by a call of its own."""
+        inode = file.inode
+        if inode.gone:
+            return  # nobody will read it again
+        self.tree.touch(inode)
+        inode.cached_as = None
+        said = describe(error) if isinstance(error, StatusError) else str(error)
+        line = f"{printable(self._path_of(file))}: what was written last may be lost: {said}"
+        log.warning(line)
+        self.lossy_files += 1
+        if len(self.losses) < MAX_LOSSES:
+            self.losses.append(line)
+
+    def _path_of(self, file: OpenFile) -> bytes:
+        try:
+            return self.tree.path(file.inode)
+        except Gone:
+            return file.path
+
+    async def settle(self) -> None:
+        """Wait until the server has answered for all that was written: for open files, and for those just closed."""
+        files = self._written()
+        for file in files:
+            submit_writes(file.inode)
+        for file in files:
+            assert file.writer is not None
+            await file.writer.settled()
+        for pending, file in list(self._closing.items()):
+            await file.client.settled(pending)
+
+    def give_up(self) -> None:
+        """The mount ends: what the server has not answered for may be lost, and is told so."""
+        for file in self._written():
+            assert file.writer is not None
+            if file.writer.error is not None or file.writer.pending_bytes:
+                self._lost(file, file.writer.error or _Unanswered(file.writer.pending_bytes))
+        closing, self._closing = self._closing, {}
+        for file in closing.values():
+            assert file.writer is not None
+            if file.writer.pending_bytes:
+                self._lost(file, _Unanswered(file.writer.pending_bytes))
+
+    def _written(self) -> list[OpenFile]:
+        return [file for file in self._open_files if file.written]
+
+
+class _Unanswered(Exception):
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} bytes were not acknowledged when the mount ended")

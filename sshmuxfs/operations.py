@@ -29,11 +29,12 @@ from time import monotonic, time
 from typing import cast
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from sshmuxfs.diagnosis import diagnose_write
 from sshmuxfs.errors import boundary, errno_of
-from sshmuxfs.io.files import OpenFile, grown, invalidate_reads, submit_writes
+from sshmuxfs.io.files import OpenFile, files_of, grown, invalidate_reads, submit_writes
 from sshmuxfs.io.listing import Listing
 from sshmuxfs.names import Names
 from sshmuxfs.sftp.client import ChannelLost
@@ -79,6 +80,7 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, Listing] = {}
         self._next_handle = 1
         self._statvfs: tuple[Statvfs, float] | None = None
+        self._settle_until_s: float | None = None
 
     # -- names and attributes -----------------------------------------------------------------------------------------
 
@@ -104,8 +106,9 @@ class Operations(pyfuse3.Operations):
 
     @boundary
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent = self._tree.inode(parent_inode)
         try:
-            found = await self._names.find(self._tree.inode(parent_inode), name)
+            found = await self._names.look_up(parent, name, ctx.pid)
             found.looked_up_at_s = monotonic()
             return self._given(found)
         except OSError as error:
@@ -246,7 +249,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         target = self._tree.inode(inode)
         before = target.attributes
-        file = await self._names.open(target, _pflags(flags))
+        file = await self._names.open_for(ctx.pid, target, _pflags(flags))
         if target.attributes != before:
             # The kernel still believes what it was told; reading by an old size would show the file cut off.
             pyfuse3.invalidate_inode(target.number, attr_only=True)
@@ -302,7 +305,9 @@ class Operations(pyfuse3.Operations):
             if isinstance(error, ChannelLost):  # accepted bytes are lost: that is more than "not connected"
                 file.writer.error = FUSEError(errno.EIO)
             else:
-                file.writer.error = FUSEError(await diagnose_write(file.client, file.handle, length, error))
+                offset, length = file.writer.failed or (None, length)
+                number = await diagnose_write(file.client, file.handle, length, error, offset)
+                file.writer.error = FUSEError(number)
         return file.writer.error
 
     async def _drain(self, file: OpenFile) -> None:
@@ -321,8 +326,19 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         file = self._file(fh)
         submit_writes(file.inode)
+        # The kernel writes a mapping back through any descriptor of the file: what is on the way is waited for.
+        others = [each for each in files_of(file.inode) if each is not file and each.writer and not each.writer.error]
         await self._drain(file)
+        for other in others:
+            await self._hear(other)
         await self._sync(file)
+
+    async def _hear(self, file: OpenFile) -> None:
+        """Wait for what another descriptor has accepted; if that fails, both are told."""
+        assert file.writer is not None
+        await file.writer.settled()
+        if file.writer.error is not None:
+            raise await self._write_failed(file, 1, file.writer.error) from file.writer.error
 
     async def _sync(self, file: OpenFile) -> None:
         """Have the server's disk hold what it has; a server that cannot be asked for it has done what it can."""
@@ -402,13 +418,21 @@ class Operations(pyfuse3.Operations):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    async def settle(self) -> None:
-        """Before the end: wait for what was accepted, as long as the server answers; log what is lost."""
-        for file in list(self._files.values()):
-            try:
-                await self._drain(file)
-            except FUSEError:
-                continue
+    async def settle(self, within_s: float) -> None:
+        """Before the end: wait for what was accepted and is not answered; called again, for what is left of that time.
+
+        What is lost then is told by `give_up`.
+        """
+        if self._settle_until_s is None:
+            self._settle_until_s = trio.current_time() + within_s
+        with trio.move_on_at(self._settle_until_s):
+            await self._names.settle()
+
+    def give_up(self) -> list[str]:
+        """The end: a line for each file that may lack what was written to it; each was logged as well."""
+        self._names.give_up()
+        unnamed = self._names.lossy_files - len(self._names.losses)
+        return self._names.losses + ([f"and {unnamed} files more; the log names them"] if unnamed else [])
 
 
 def _pflags(flags: int) -> int:

@@ -4,7 +4,7 @@ The rule of this file: a channel that died never takes the mount with it. Who ne
 while there is none, one attempt at a time is made to open another on the same connection, and everyone else who comes
 meanwhile shares its outcome or is refused at once, so that nothing hangs.
 
-Imported by `sshmuxfs.names`, `sshmuxfs.mount`.
+Imported by `sshmuxfs.questions`, `sshmuxfs.mount`.
 """
 
 from __future__ import annotations

@@ -15,12 +15,17 @@ from sshmuxfs.io import plan
 from sshmuxfs.io.readahead import ReadAhead
 from sshmuxfs.io.writebehind import Dirty, WriteBehind
 from sshmuxfs.sftp.client import Client
+from sshmuxfs.sftp.exchange import Pending
 from sshmuxfs.sftp.protocol import Attributes, OpenFlag
 from sshmuxfs.tree.inodes import Inode
 
 
 class OpenFile:
-    """One open file of this mount: what a FUSE file handle stands for."""
+    """One open file of this mount: what a FUSE file handle stands for.
+
+    `sharers` are the open files that stand on the same handle of the server, if there are others; the last one gives
+    it back.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class OpenFile:
         pflags: int,
         memory: Memory,
         ahead: bool,
+        sharers: list[OpenFile] | None = None,
     ) -> None:
         self.inode = inode
         self.client = client
@@ -43,13 +49,26 @@ class OpenFile:
         # O_SYNC of a file that bypasses the page cache: the kernel sends an FSYNC behind cached writes only.
         self.synchronous = False
         self.writer = WriteBehind(client, handle, memory.dirty) if pflags & OpenFlag.WRITE else None
+        self.sharers = [] if sharers is None else sharers
+        self.sharers.append(self)
 
-    def close(self) -> None:
-        """Give the handle back; what was accepted is sent before it."""
+    @property
+    def written(self) -> bool:
+        """Whether anything was written through it."""
+        return self.writer is not None and self.writer.used
+
+    @property
+    def untold(self) -> Exception | None:
+        """What became of a write that failed, if no call was told of it."""
+        return self.writer.error if self.writer is not None and not self.writer.told else None
+
+    def close(self) -> Pending | None:
+        """Give the handle back; what was accepted is sent before it. Returns what becomes of that, if it is sent."""
         if self.writer is not None:
             self.writer.submit()
         self.reader.give_back()
-        self.client.close_nowait(self.handle)
+        self.sharers.remove(self)
+        return None if self.sharers else self.client.close_nowait(self.handle)
 
 
 class Memory:

@@ -7,7 +7,7 @@ The rules of this file:
   repetitions.
 - What is heard enters the tree at once; a name removed here while the directory is open stays removed.
 
-Imported by `sshmuxfs.names`.
+Imported by `sshmuxfs.questions`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Listing:
         self._depth = FIRST_DEPTH
         self._started_s = monotonic()
         self._as_of = tree.begin_asking(inode)
-        self._closed = False
+        self._asking = True
+        self._given = 0  # how many of the names the kernel has had
         self._complaints = 0
         self._barren = 0  # replies in a row without a new name
 
@@ -90,15 +91,20 @@ class Listing:
 
     def close(self) -> None:
         """The directory is no longer open."""
-        if not self._closed:
-            self._closed = True
+        self._end_asking()
+        self._finish()
+
+    def _end_asking(self) -> None:
+        if self._asking:
+            self._asking = False
             self._tree.end_asking(self.inode)
-            self._finish()
 
     async def has(self, index: int) -> bool:
         """Whether there is a name at `index`; waits for the server as long as more are to come."""
         while index >= len(self.names):
             if self._handle is None:
+                if self._given == len(self.names):
+                    self._end_asking()  # the tree need not remember what is removed while this stays open
                 return False
             await self._receive()
         return True
@@ -118,7 +124,9 @@ class Listing:
 
     def given(self, index: int) -> None:
         """The kernel has the name at `index`: its attributes are now the inode's business."""
-        self._heard[index] = None
+        if self._heard[index] is not None:
+            self._heard[index] = None
+            self._given += 1
         self.begun = True
 
     # -- the conversation ---------------------------------------------------------------------------------------------

@@ -36,12 +36,15 @@ class WriteBehind:
 
     def __init__(self, client: Client, handle: bytes, dirty: Dirty) -> None:
         self.error: Exception | None = None  # what became of the first write that failed
+        self.told = False  # whether a call was told of it
+        self.used = False  # whether anything was accepted
         self._client = client
         self._handle = handle
         self._dirty = dirty
         self._pieces: deque[bytes | memoryview] = deque()  # accepted and not sent, a run from `_start` to `_end`
         self._start = self._end = 0
-        self._in_flight: dict[Pending, int] = {}
+        self.failed: tuple[int, int] | None = None  # offset and length of the WRITE that failed first
+        self._in_flight: dict[Pending, tuple[int, int]] = {}
         self._in_flight_bytes = 0
 
     @property
@@ -54,6 +57,7 @@ class WriteBehind:
         self._raise_error()
         if not data:
             return
+        self.used = True
         if self._pieces and offset != self._end:
             self.submit()
         if not self._pieces:
@@ -78,13 +82,18 @@ class WriteBehind:
 
     async def drain(self) -> None:
         """Wait until all that was accepted is acknowledged. Raises `error`."""
+        await self.settled()
+        self._raise_error()
+
+    async def settled(self) -> None:
+        """Wait until all that was accepted is answered, one way or the other."""
         self.submit()
         while self._in_flight:
             await self._client.settled(next(reversed(self._in_flight)))
-        self._raise_error()
 
     def _raise_error(self) -> None:
         if self.error is not None:
+            self.told = True
             raise self.error.with_traceback(None)  # told many times: each must not keep alive what the last refused
 
     def _send_full_blocks(self) -> None:
@@ -112,7 +121,7 @@ class WriteBehind:
             self._dirty.used_bytes -= length
             return
         pending = self._client.submit_write(self._handle, offset, batch, length)
-        self._in_flight[pending] = length
+        self._in_flight[pending] = offset, length
         self._in_flight_bytes += length
         if pending.done:  # the stream broke in the sending
             self._acknowledged(pending)
@@ -120,9 +129,10 @@ class WriteBehind:
             pending.on_done = self._acknowledged
 
     def _acknowledged(self, pending: Pending) -> None:
-        length = self._in_flight.pop(pending)
+        offset, length = self._in_flight.pop(pending)
         self._in_flight_bytes -= length
         if pending.error is not None:
+            self.failed = self.failed or (offset, length)
             self._fail(pending.error)
         if not self._in_flight and self._pieces:
             self.submit()

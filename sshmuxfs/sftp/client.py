@@ -177,6 +177,8 @@ class Client:
         self._progress_at_s = now_s = monotonic()
         exchange, pace = self._exchange, self.pace
         completed = exchange.bytes_received(count, now_s)
+        while exchange.orphans:
+            self.close_nowait(exchange.orphans.pop())
         for pending in completed:
             if pending.sink is not None:
                 pace.delivered(exchange.delivered_bytes - pending.delivered_bytes, pending.sent_at_s, now_s)
@@ -361,11 +363,18 @@ class Client:
         handle: bytes = await self.call(sftp.Open(path, pflags, attributes))
         return handle
 
-    def close_nowait(self, handle: bytes) -> None:
-        """Close a handle, soon; nobody waits for the answer, and a lost channel has closed it already."""
-        if self.lost is None:
-            self._lazy.append(self._exchange.request(sftp.Close(handle), monotonic())[1])
-            self._lazy_event.set()
+    def close_nowait(self, handle: bytes) -> Pending | None:
+        """Close a handle, soon; None if the channel is lost, which has closed it already.
+
+        The answer need not be waited for. It matters where the handle was written to: a server may tell of a late
+        failure there.
+        """
+        if self.lost is not None:
+            return None
+        pending, packet = self._exchange.request(sftp.Close(handle), monotonic())
+        self._lazy.append(packet)
+        self._lazy_event.set()
+        return pending
 
     async def lstat(self, path: bytes) -> Attributes:
         """Attributes of `path` itself, a link not followed."""

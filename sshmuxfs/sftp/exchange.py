@@ -107,6 +107,7 @@ class Exchange:
     def __init__(self) -> None:
         self.extensions: dict[bytes, bytes] | None = None  # None until the VERSION packet came
         self.delivered_bytes = 0  # payload of all READs so far
+        self.orphans: list[bytes] = []  # handles that came too late for who asked: to be closed by the shell
         self.answered_sent_at_s = 0.0  # when the youngest request that has been answered was sent
         self._next_id = 0
         self._pending: dict[int, Pending] = {}  # in the order of sending
@@ -277,7 +278,16 @@ class Exchange:
         if pending is not None:
             self._settle(pending, kind, body)
             completed.append(pending)
+        elif kind == Type.HANDLE:
+            self._take_in(body)
         return True
+
+    def _take_in(self, body: bytes) -> None:
+        """A handle that nobody waits for any more: the server holds it until it is closed."""
+        try:
+            self.orphans.append(decode_reply(Type.HANDLE, body))
+        except DecodeError:
+            return  # the reply is dropped, whatever it is
 
     def _take(self, request_id: int, kind: int) -> Pending | None:
         """Return the request that a reply answers, or None if its waiter gave up."""

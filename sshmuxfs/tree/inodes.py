@@ -120,6 +120,8 @@ class Tree:
         self.root = Inode(ROOT_NUMBER, None, b"")
         self.root.directory = Directory()
         self.changes = 0  # how many changes were made here so far
+        self.moves = 0  # how many of them were renames
+        self.moving = 0  # renames that were sent, and of which nothing was heard yet
         self._by_number = {ROOT_NUMBER: self.root}
         self._idle: OrderedDict[int, Inode] = OrderedDict()
         self._max_idle = max_idle
@@ -148,6 +150,14 @@ class Tree:
             raise Gone(f"inode {inode.number} has no name any more")
         parts.append(b"" if self.base == b"/" else self.base)
         return b"/".join(reversed(parts)) or b"/"
+
+    @property
+    def crossing(self) -> int | None:
+        """The number of renames so far, if one is on the way: what is sent now by a path comes behind it.
+
+        None if there is none. Whatever is renamed later is then sent later, and done later.
+        """
+        return self.moves if self.moving else None
 
     # -- learning from the server -------------------------------------------------------------------------------------
 
@@ -276,6 +286,7 @@ class Tree:
         source, target = _state(old_parent), _state(new_parent)
         inode = source.children.get(old_name)
         replaced = target.children.get(new_name)
+        self.moves += 1
         self.touch(old_parent)
         self.touch(new_parent)
         if inode is not None and inode is replaced:

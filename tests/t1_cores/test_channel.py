@@ -255,7 +255,7 @@ async def test_a_close_goes_out_with_the_next_request_or_soon(tmp_path: Path) ->
         assert process.stream.sends == 1
         process.stream.forget()
         client.close_nowait(handles[1])
-        await eventually(lambda: process.stream.sent, within_s=20 * LAZY_S)
+        await eventually(lambda: process.stream.sent, within_s=100 * LAZY_S)
         assert process.stream.requests() == [sftp.Close(handles[1])]
 
 
@@ -264,8 +264,8 @@ async def test_a_close_goes_out_with_the_next_request_or_soon(tmp_path: Path) ->
 
 @in_trio
 async def test_silence_fails_who_waits_and_the_channel_goes_on(expect_log: Callable[[str], None]) -> None:
-    expect_log("no answer for 0.2 s: giving up on 3 requests")
-    async with real_channel(deadline_s=0.2) as (client, process):
+    expect_log("no answer for 1 s: giving up on 3 requests")
+    async with real_channel(deadline_s=1.0) as (client, process):
         process.pause()
         pending = client.submit(*(sftp.Lstat(b"/") for _ in range(3)))
         for each in pending:
@@ -279,12 +279,12 @@ async def test_silence_fails_who_waits_and_the_channel_goes_on(expect_log: Calla
 @in_trio
 async def test_while_bytes_come_nobody_is_given_up_on() -> None:
     """A long answer, byte by byte, that takes several deadlines."""
-    async with scripted_channel(replies.version(), deadline_s=0.1) as (client, peer):
+    async with scripted_channel(replies.version(), deadline_s=0.75) as (client, peer):
         pending = client.submit(sftp.Lstat(b"/"))[0]
         request_id, _ = await peer.request()
         reply = replies.attributes(request_id, Attributes(size=1, permissions=0o100644, atime=1, mtime=1))
         for at in range(len(reply)):
-            await trio.sleep(0.015)
+            await trio.sleep(0.06)
             await peer.send(reply[at : at + 1])
         assert (await client.wait(pending)).size == 1
 
@@ -292,10 +292,10 @@ async def test_while_bytes_come_nobody_is_given_up_on() -> None:
 @in_trio
 async def test_a_request_that_younger_ones_overtook_fails_alone(expect_log: Callable[[str], None]) -> None:
     expect_log("giving up on 1 requests")
-    async with scripted_channel(replies.version(), deadline_s=0.1) as (client, peer):
+    async with scripted_channel(replies.version(), deadline_s=0.5) as (client, peer):
         forgotten = client.submit(sftp.Lstat(b"/forgotten"))[0]
         forgotten_id, _ = await peer.request()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not forgotten.done:
                 pending = client.submit(sftp.Lstat(b"/"))[0]
                 request_id, _ = await peer.request()
@@ -312,7 +312,7 @@ async def test_a_request_that_younger_ones_overtook_fails_alone(expect_log: Call
 async def test_a_server_that_takes_nothing_is_silent_too(expect_log: Callable[[str], None]) -> None:
     """The request never left: neither it nor those behind it may wait for ever."""
     expect_log("giving up on 2 requests")
-    async with scripted_channel(replies.version(), deadline_s=0.2) as (client, peer):
+    async with scripted_channel(replies.version(), deadline_s=0.5) as (client, peer):
         peer.stream.hold()
         pending = client.submit(sftp.Lstat(b"/"), sftp.Lstat(b"/"))
         for each in pending:
@@ -331,7 +331,7 @@ async def test_a_server_that_takes_nothing_is_silent_too(expect_log: Callable[[s
 
 
 async def all_hear_of_it(client: Client, end: Callable[[], object], message: str) -> None:
-    """Several requests wait; `end` is done; each has ChannelLost within a second, and so have later ones."""
+    """Several requests wait; `end` is done; each has ChannelLost long before its deadline, and so have later ones."""
     heard: list[str] = []
 
     async def wait() -> None:
@@ -344,7 +344,7 @@ async def all_hear_of_it(client: Client, end: Callable[[], object], message: str
             nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         end()
-        await eventually(lambda: len(heard) == 5, within_s=1)
+        await eventually(lambda: len(heard) == 5, within_s=10)
     assert all(message in each for each in heard)
     for _ in range(2):
         with pytest.raises(ChannelLost):

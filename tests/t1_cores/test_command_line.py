@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mux.rendezvous.target import SshOptions
-from sshmuxfs.option_tables import BY_NAME, ONLY_IN_SSH_CONFIG, SSH_NAMES
+from sshmuxfs.option_tables import BY_NAME
 from sshmuxfs.options import UsageError, parse, split_list, split_source
+from sshmuxfs.ssh_keywords import ONLY_IN_SSH_CONFIG, SSH_NAMES
 from tests.t1_cores.test_options import PLAIN, changed, options, refusal
 
 

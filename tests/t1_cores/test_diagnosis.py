@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sshmuxfs.diagnosis import Facts, decide
+from sshmuxfs.diagnosis import FAT_MAX_BYTES, Facts, decide, decide_write
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.protocol import NO_ATTRIBUTES, Attributes, OpenFlag, Request, Status, StatusError, Statvfs
 
 FILE = Attributes(size=1, permissions=stat.S_IFREG | 0o644)
+PROGRAM = Attributes(size=1, permissions=stat.S_IFREG | 0o755)
 LINK = Attributes(permissions=stat.S_IFLNK | 0o777)
 DIRECTORY = Attributes(permissions=stat.S_IFDIR | 0o755)
 STICKY = Attributes(permissions=stat.S_IFDIR | stat.S_ISVTX | 0o777)
@@ -55,6 +56,7 @@ def known(
     parent: Attributes | None = DIRECTORY,
     source_parent: Attributes | None = DIRECTORY,
     names: int | None = None,
+    gives_handles: bool | None = True,
 ) -> Facts:
     return Facts(
         target=target,
@@ -62,6 +64,7 @@ def known(
         target_parent=parent,
         source_parent=source_parent,
         names=names,
+        gives_handles=gives_handles,
         space=space,
         source_space=source_space,
     )
@@ -140,6 +143,23 @@ FAILURE: list[tuple[Request, Facts, int]] = [
     (TRUNCATE, known(FILE, space=NO_BLOCKS), errno.ENOSPC),
     (REMOVE, known(FILE, space=NO_BLOCKS), errno.EIO),
     (OPENDIR, known(DIRECTORY, space=NO_INODES), errno.EIO),
+    # It is being executed there.
+    (WRITE, known(PROGRAM), errno.ETXTBSY),
+    (WRITE, known(PROGRAM, space=NO_BLOCKS), errno.ETXTBSY),
+    (TRUNCATE, known(PROGRAM), errno.ETXTBSY),
+    (WRITE, known(PROGRAM, gives_handles=None), errno.ETXTBSY),
+    (WRITE, known(PROGRAM, space=READ_ONLY), errno.EROFS),
+    (CREATE, known(PROGRAM), errno.EEXIST),
+    (READ, known(PROGRAM), errno.EIO),
+    (CHMOD, known(PROGRAM), errno.EIO),
+    (WRITE, known(DIRECTORY), errno.EISDIR),
+    (WRITE, known(FILE), errno.EIO),
+    (WRITE, known(PROGRAM, space=None), errno.EIO),
+    # The server has no handle left for anything.
+    *((request, known(FILE, gives_handles=False), errno.ENFILE) for request in (READ, WRITE)),
+    (WRITE, known(PROGRAM, gives_handles=False), errno.ENFILE),
+    (CREATE, known(gives_handles=False), errno.ENFILE),
+    (READ, known(FILE, space=NO_BLOCKS), errno.EIO),
     # What cannot be told stays what it is.
     *((request, known(None, FILE), errno.EIO) for request in MAKING),
     *((request, known(None, FILE, UNCOUNTED), errno.EIO) for request in MAKING),
@@ -189,7 +209,51 @@ def test_a_status_that_needs_no_facts(status: int, expected: int) -> None:
         assert decide(request, StatusError(status), known(FILE, FILE)) == expected
 
 
-attributes = st.sampled_from([None, FILE, LINK, DIRECTORY, STICKY, NO_ATTRIBUTES])
+ROOM = 500 * 4096
+WRITES: dict[str, tuple[Attributes | None, Statvfs | None, int, int | None, int]] = {
+    "longer, and there is room": (FILE, SPACE, 10, 1, errno.EDQUOT),
+    "longer by a bit": (FILE, SPACE, 2, 0, errno.EDQUOT),
+    "a program": (PROGRAM, SPACE, 10, 1, errno.EDQUOT),
+    "no longer": (FILE._replace(size=10), SPACE, 10, 0, errno.EIO),
+    "no room": (FILE, NO_BLOCKS, 10, 1, errno.ENOSPC),
+    "not enough room": (FILE, SPACE, ROOM + 1, 1, errno.ENOSPC),
+    "just enough room": (FILE, SPACE, ROOM, 1, errno.EDQUOT),
+    "no room, and no longer": (FILE._replace(size=10), NO_BLOCKS, 10, 0, errno.ENOSPC),
+    "may not be written": (FILE, READ_ONLY, 10, 1, errno.EROFS),
+    "as long as FAT allows": (FILE._replace(size=FAT_MAX_BYTES), SPACE, 10, FAT_MAX_BYTES - 1, errno.EFBIG),
+    "fsync": (FILE, SPACE, 1, None, errno.EIO),
+    "fsync without room": (FILE, NO_BLOCKS, 1, None, errno.ENOSPC),
+    "a device": (FILE._replace(permissions=stat.S_IFCHR | 0o666), SPACE, 10, 1, errno.EIO),
+    "nothing is known of it": (None, SPACE, 10, 1, errno.EIO),
+    "nothing is known of the file system": (FILE, None, 10, 1, errno.EIO),
+}
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_a_write_that_failed(case: str) -> None:
+    file, space, length, offset, expected = WRITES[case]
+    assert errno.errorcode[decide_write(file, space, length, offset)] == errno.errorcode[expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"Disk quota exceeded", errno.EDQUOT),
+        (b"write /home/me/file: disk quota exceeded\n", errno.EDQUOT),
+        (b"Text file busy", errno.ETXTBSY),
+        (b"Invalid cross-device link", errno.EXDEV),
+        (b"Failure", errno.EIO),
+        (b"", errno.EIO),
+        (b"\xff\xfe", errno.EIO),
+        (b"Disk quota exceeded, or not", errno.EIO),
+    ],
+)
+def test_a_server_that_says_what_it_was(text: bytes, expected: int) -> None:
+    assert decide(WRITE, StatusError(Status.FAILURE, text), known(FILE)) == expected
+    assert decide(WRITE, StatusError(Status.PERMISSION_DENIED, text), known(FILE)) == errno.EACCES
+
+
+attributes = st.sampled_from([None, FILE, PROGRAM, LINK, DIRECTORY, STICKY, NO_ATTRIBUTES])
 spaces = st.sampled_from([None, SPACE, READ_ONLY, NO_BLOCKS, NO_INODES, UNCOUNTED, ELSEWHERE])
 
 
@@ -198,6 +262,7 @@ facts_of_all_kinds = st.builds(
     *(attributes, attributes, attributes),
     source_parent=attributes,
     names=st.sampled_from([None, 0, 1]),
+    gives_handles=st.sampled_from([None, False, True]),
     space=spaces,
     source_space=spaces,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import Client
 from sshmuxfs.sftp.protocol import NO_ATTRIBUTES, Attributes, OpenFlag, Request, StatusError
 from tests.support import processes
-from tests.support.sftp_process import in_namespace, in_trio, real_channel, unprivileged
+from tests.support.sftp_process import SftpProcess, in_namespace, in_trio, real_channel, unprivileged
 
 LONG = b"n" * 256
 
@@ -205,6 +206,54 @@ async def test_a_path_too_long_for_any_file_system(tmp_path: Path) -> None:
     deep = os.fsencode(tmp_path) + b"/d" * 2100
     async with real_channel() as (client, _):
         assert await found(client, sftp.Lstat(deep)) == "ENAMETOOLONG"
+
+
+@pytest.fixture
+def running_program(tmp_path: Path) -> Iterator[bytes]:
+    """The path of a program that is being executed."""
+    path = tmp_path / "program"
+    shutil.copy("/bin/sleep", path)
+    with subprocess.Popen([path, "60"]) as running:
+        yield os.fsencode(path)
+        running.kill()
+
+
+@in_trio
+async def test_a_program_that_runs_on_the_server(running_program: bytes) -> None:
+    async with real_channel() as (client, _):
+        emptying = OpenFlag.WRITE | OpenFlag.TRUNC
+        answers = {
+            "write": await found(client, sftp.Open(running_program, OpenFlag.WRITE, NO_ATTRIBUTES)),
+            "empty": await found(client, sftp.Open(running_program, emptying, NO_ATTRIBUTES)),
+            "truncate": await found(client, sftp.Setstat(running_program, Attributes(size=0))),
+        }
+        assert answers == {
+            "write": local(lambda: opens(running_program, os.O_WRONLY)),
+            "empty": local(lambda: opens(running_program, os.O_WRONLY | os.O_TRUNC)),
+            "truncate": local(lambda: os.truncate(running_program, 0)),
+        }
+        client.close_nowait(await client.open(running_program, OpenFlag.READ))
+
+
+@in_trio
+async def test_a_server_that_has_no_handles_left(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "file")
+    (tmp_path / "file").touch(mode=0o755)
+    few = SftpProcess(command=["sh", "-c", 'ulimit -n 20; exec "$0"'])
+    async with real_channel(few) as (client, _):
+        handles: list[bytes] = []
+        while len(handles) < 20:
+            try:
+                handles.append(await client.open(path, OpenFlag.READ))
+            except StatusError:
+                break
+        for flags in (OpenFlag.READ, OpenFlag.WRITE, EXCLUSIVELY):
+            name = b"/new" if flags == EXCLUSIVELY else b"/file"
+            request = sftp.Open(os.fsencode(tmp_path) + name, flags, NO_ATTRIBUTES)
+            assert await found(client, request) == "ENFILE"
+        for handle in handles:
+            await client.call(sftp.Close(handle))
+        await client.call(sftp.Close(await client.open(path, OpenFlag.WRITE)))
 
 
 # -- without privileges -----------------------------------------------------------------------------------------------

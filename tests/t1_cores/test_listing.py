@@ -326,7 +326,7 @@ async def test_attributes_that_are_missing_are_asked_for(expect_log: Callable[[s
             reply = replies.attributes(request_id, answer) if answer else replies.status(request_id, 2)
             await directory.peer.send(reply)
             request = None
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             found = await directory.finished()
         assert sorted(found) == [b"known", b"unknown"]
         assert directory.inode.directory is not None
@@ -384,7 +384,7 @@ async def test_a_channel_that_dies_in_the_middle() -> None:
     async with telling() as directory:
         await directory.tell((b"first", FILE))
         directory.peer.hang_up()
-        await eventually(lambda: directory.found is not None, within_s=1)
+        await eventually(lambda: directory.found is not None, within_s=10)
         assert isinstance(directory.found, ChannelLost)
         assert not directory.is_complete()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mux.errors import ExitCode
-from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, SSH_NAMES, Group
+from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, Group
+from sshmuxfs.ssh_keywords import SSH_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 MAN = (ROOT / "man" / "sshmuxfs.1").read_text(encoding="utf-8")

@@ -9,8 +9,9 @@ import pytest
 from mux.errors import ExitCode
 from mux.rendezvous.roles import Putty
 from mux.rendezvous.target import SshOptions
-from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, SSH_NAMES, Group, Kind, Option
+from sshmuxfs.option_tables import BY_NAME, FLAGS, OPTIONS, Group, Kind, Option
 from sshmuxfs.options import Help, Options, UsageError, Version, parse
+from sshmuxfs.ssh_keywords import SSH_NAMES
 
 PLAIN = Options(user=None, host="host", directory="dir", mountpoint="/mnt", ssh=SshOptions())
 

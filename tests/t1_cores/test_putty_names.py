@@ -208,7 +208,7 @@ def test_a_directory_that_goes_while_its_lock_is_waited_for_is_made_again(place:
     held = threading.Event()
 
     def decide() -> None:
-        with putty.deciding(place, create=True, deadline_s=10):
+        with putty.deciding(place, create=True, deadline_s=60):
             assert os.listdir(place) == ["lock"]
             held.set()
 
@@ -217,7 +217,7 @@ def test_a_directory_that_goes_while_its_lock_is_waited_for_is_made_again(place:
     os.unlink(os.path.join(place, "lock"))
     os.rmdir(place)
     os.close(holder)
-    thread.join(10)
+    thread.join(60)
     assert held.is_set()
 
 
@@ -238,7 +238,7 @@ def test_a_decision_of_another_is_waited_for(place: str, parent: str) -> None:
         os.close(lock)
         accepted = listener.accept()[0]
         accepted.sendall(GREETING)
-        thread.join(10)
+        thread.join(60)
         accepted.close()
     assert found == [Found.LIVE]
 
@@ -290,7 +290,7 @@ def test_a_full_queue_is_asked_again(place: str, parent: str) -> None:
             accepted = listener.accept()[0]
             accepted.sendall(GREETING)
             accepted.close()
-        thread.join(10)
+        thread.join(60)
     assert found == [Found.LIVE]
 
 
@@ -313,7 +313,7 @@ def test_by_its_first_line(place: str, parent: str, answer: bytes, found: Found)
         accepted = listener.accept()[0]
         accepted.sendall(answer)
         accepted.shutdown(socket.SHUT_WR)
-        thread.join(10)
+        thread.join(60)
         assert accepted.recv(100) == b""  # as `plink -shareexists`: nothing is said
         accepted.close()
     assert probes[0].found is found

@@ -304,7 +304,7 @@ async def test_a_server_that_says_nothing_is_given_up_on_and_its_late_answer_is_
     expect_log: Callable[[str], None],
 ) -> None:
     expect_log("giving up on 1 requests")
-    async with answering(1000, deadline_s=0.2) as (file, nursery):
+    async with answering(1000, deadline_s=0.5) as (file, nursery):
         nursery.start_soon(file.take, "first", 0, 1000)
         late, _, _ = await file.peer.read()
         await told(file, "first")
@@ -319,7 +319,7 @@ async def test_a_server_that_says_nothing_is_given_up_on_and_its_late_answer_is_
 @in_trio
 async def test_a_payload_that_stops_in_the_middle_is_given_up_on(expect_log: Callable[[str], None]) -> None:
     expect_log("giving up on 1 requests")
-    async with answering(1000, deadline_s=0.2) as (file, nursery):
+    async with answering(1000, deadline_s=0.5) as (file, nursery):
         nursery.start_soon(file.take, "first", 0, 1000)
         request_id, _, _ = await file.peer.read()
         reply = replies.data(request_id, CONTENT[:1000])

@@ -270,7 +270,7 @@ async def test_what_was_accepted_is_lost_with_the_channel_and_that_is_told(tmp_p
         file.process.pause()
         for number in range(10):
             await file.writer.write(number * KERNEL_WRITE_BYTES, bytes(KERNEL_WRITE_BYTES))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lost_in_drain, file)
                 await trio.testing.wait_all_tasks_blocked()
@@ -307,6 +307,6 @@ async def test_a_writer_that_waits_for_room_hears_of_the_loss(tmp_path: Path) ->
             await trio.testing.wait_all_tasks_blocked()
             assert not heard.is_set()
             file.process.kill()
-            with trio.fail_after(1):
+            with trio.fail_after(20):
                 await heard.wait()
         assert file.dirty.used_bytes == 0

@@ -235,3 +235,26 @@ def test_the_stand_in_for_the_kernels_buffer_refuses_what_does_not_fit() -> None
     reply = Reply(room=0)
     assert not reply.take(b"a", None, 1)  # type: ignore[arg-type]
     assert reply.refused == 1
+
+
+@in_trio
+async def test_a_directory_that_stays_open_remembers_no_names(tmp_path: Path) -> None:
+    """What is removed while it is being read is kept in mind until all of it was read, and not for ever."""
+    for number in range(150):
+        (tmp_path / f"file{number}").touch()
+    async with world(tmp_path) as w:
+        for names in ("from the server", "from the tree"):
+            handle = await w.operations.opendir(ROOT_NUMBER, CTX)
+            reply = await w.readdir(handle, 0, 10)
+            await w.operations.unlink(ROOT_NUMBER, reply.names()[5], CTX)
+            position = reply.entries[-1][2]
+            while reply.entries:
+                reply = await w.readdir(handle, position)
+                position = reply.entries[-1][2] if reply.entries else position
+            removed = w.tree.root.directory
+            for number in range(10):
+                file, _ = await w.create(f"temporary{number}")
+                await w.operations.release(file)
+                await w.operations.unlink(ROOT_NUMBER, b"temporary%d" % number, CTX)
+            assert removed is not None and removed.removed == {}, names
+            await w.operations.releasedir(handle)

@@ -25,7 +25,7 @@ AGAIN = "a new channel is open"
 
 
 async def outcomes(w: World, calls: list[Awaitable[Any]], happens: Callable[[], object]) -> list[str]:
-    """Have all calls wait for the stopped server; let it happen; what each came to, within a second."""
+    """Have all calls wait for the stopped server; let it happen; what each came to, soon."""
     found: list[str] = []
 
     async def run(call: Awaitable[Any]) -> None:
@@ -37,7 +37,7 @@ async def outcomes(w: World, calls: list[Awaitable[Any]], happens: Callable[[], 
         await trio.testing.wait_all_tasks_blocked()
         assert found == []
         happens()
-        await eventually(lambda: len(found) == len(calls), within_s=1)
+        await eventually(lambda: len(found) == len(calls), within_s=10)
     return found
 
 
@@ -154,7 +154,7 @@ async def test_silence_ends_in_errors_and_the_channel_goes_on_when_the_server_do
 ) -> None:
     expect_log("giving up on")
     (tmp_path / "file").write_bytes(b"content")
-    async with world(tmp_path, deadline_s=0.3) as w:
+    async with world(tmp_path, deadline_s=1.0) as w:
         number = await w.number("file")
         handle = await w.open(number)
         w.process.pause()
@@ -177,7 +177,7 @@ async def test_a_change_whose_outcome_is_unknown_is_asked_for(
     expect_log("giving up on")
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(name)
-    async with world(tmp_path, deadline_s=0.3) as w:
+    async with world(tmp_path, deadline_s=1.0) as w:
         for known in await w.list():
             await w.lookup(os.fsdecode(known))
         assert await refused(w.lookup("new")) == "ENOENT"
@@ -199,7 +199,7 @@ async def test_a_change_whose_outcome_is_unknown_is_asked_for(
 @in_trio
 async def test_writes_that_met_silence(tmp_path: Path, expect_log: Callable[[str], None]) -> None:
     expect_log("giving up on")
-    async with world(tmp_path, deadline_s=0.3) as w:
+    async with world(tmp_path, deadline_s=1.0) as w:
         handle, entry = await w.create("file")
         w.process.pause()
         await w.operations.write(handle, 0, b"accepted")
@@ -288,10 +288,10 @@ async def test_an_attempt_that_hangs_holds_nobody_longer_than_the_deadline(
         w.processes.append(SftpProcess())
         return w.process.stream
 
-    async with world(tmp_path, open_stream=open_stream, deadline_s=0.3) as w:
+    async with world(tmp_path, open_stream=open_stream, deadline_s=1.0) as w:
         await is_lost(w)
         hangs = True
-        with trio.fail_after(3):
+        with trio.fail_after(4.5):  # one after the other they would take 5
             async with trio.open_nursery() as nursery:
                 for number in range(5):
                     nursery.start_soon(refused, w.lookup(f"name{number}"))
@@ -341,7 +341,7 @@ async def test_a_new_channel_that_is_silent_after_its_greeting_is_closed(
         peers[-1].put_nowait(replies.version(3, [(b"limits@openssh.com", b"1")]))
         return peers[-1].stream
 
-    async with world(tmp_path, open_stream=open_stream, deadline_s=0.3) as w:
+    async with world(tmp_path, open_stream=open_stream, deadline_s=1.0) as w:
         await is_lost(w)
         assert await refused(w.lookup("name")) == "ENOTCONN"
         with pytest.raises(ConnectionLost):

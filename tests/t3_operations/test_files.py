@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -262,7 +263,7 @@ async def test_at_the_end_what_was_accepted_is_waited_for(tmp_path: Path) -> Non
             handle, _ = await w.create(f"file{number}")
             await w.operations.write(handle, 0, b"accepted")
             await w.operations.write(handle, 8, b" and more")
-        await w.operations.settle()
+        await w.operations.settle(5)
         found = {(tmp_path / f"file{number}").read_bytes() for number in range(5)}
         assert found == {b"accepted and more"}
 
@@ -321,3 +322,43 @@ async def test_every_handle_is_given_back_to_the_server(tmp_path: Path, flags: i
         assert await handles_left_open(await w.link.client()) <= 1
         assert w.inode(number).files is None
         assert w.inode(ROOT_NUMBER).files is None
+
+
+@in_trio
+async def test_a_handle_that_comes_too_late_is_given_back(tmp_path: Path, expect_log: Callable[[str], None]) -> None:
+    """Nobody waits for it any more, and a server has only so many."""
+    expect_log("giving up on")
+    (tmp_path / "file").touch()
+    async with world(tmp_path, deadline_s=0.5) as w:
+        number = await w.number("file")
+        w.process.pause()
+        assert await refused(w.open(number)) == "EIO"
+        assert await refused(w.create("new")) == "EIO"
+        assert await refused(w.operations.opendir(ROOT_NUMBER, CTX)) == "EIO"
+        w.process.resume()
+        client = await w.link.client()
+        await client.settled(client.submit(sftp.Lstat(b"/"))[0])  # behind the late answers
+        assert await handles_left_open(client) == 0
+
+
+@in_trio
+async def test_fsync_tells_of_what_another_descriptor_writes_meanwhile(tmp_path: Path) -> None:
+    """A mapping is written back through any of them, and it is fsync that msync comes to."""
+    (tmp_path / "small").mkdir()
+    async with world(tmp_path / "small", make_process=lambda: in_namespace(tmp_path, SMALL)) as w:
+        handle, entry = await w.create("file")
+        other = await w.open(entry.st_ino, os.O_RDWR)
+        w.process.pause()
+        await w.operations.write(handle, 0, bytes(KERNEL_BYTES))
+        async with trio.open_nursery() as nursery:
+
+            async def sync() -> None:
+                assert await refused(w.operations.fsync(other, False)) == "ENOSPC"
+
+            nursery.start_soon(sync)
+            await trio.testing.wait_all_tasks_blocked()
+            w.process.resume()
+        assert await refused(w.operations.flush(handle)) == "ENOSPC"
+        await w.operations.flush(other)
+        for each in (handle, other):
+            await w.operations.release(each)

@@ -59,6 +59,19 @@ async def test_the_mode_of_a_new_file_is_what_was_asked_for_whatever_the_servers
             assert node.st_mode == stat.S_IFREG | mode == os.lstat(tmp_path / f"n{name}").st_mode
 
 
+@in_trio
+async def test_where_modes_cannot_be_changed_things_are_made_all_the_same(tmp_path: Path) -> None:
+    refusing = ["sh", "-c", 'exec "$0" -P setstat,fsetstat']
+    async with world(tmp_path, make_process=lambda: SftpProcess(umask=0o077, command=refusing)) as w:
+        handle, entry = await w.create("file", 0o666)
+        assert stat.S_IMODE(entry.st_mode) == stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+        await w.operations.write(handle, 0, b"text")
+        await w.operations.release(handle)
+        made = await w.operations.mkdir(ROOT_NUMBER, b"dir", 0o777, CTX)
+        assert stat.S_IMODE((await w.getattr(made.st_ino)).st_mode) == 0o700
+        assert await refused(w.setattr(entry.st_ino, mode=0o666)) == "EPERM"
+
+
 @pytest.mark.parametrize("umask", UMASKS)
 @in_trio
 async def test_the_mode_of_a_new_directory_too(tmp_path: Path, umask: int) -> None:

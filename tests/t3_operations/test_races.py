@@ -6,6 +6,7 @@ shuffles who runs first.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 import trio
 import trio.testing
 
+from sshmuxfs.stillness import LOOKUP_S
 from sshmuxfs.tree.inodes import ROOT_NUMBER
-from tests.support.sftp_process import in_trio
+from tests.support.sftp_process import eventually, handles_left_open, in_trio
 from tests.t3_operations.world import CTX, World, refused, world
 
 TIMES = 40
@@ -146,3 +148,178 @@ async def test_many_who_make_the_same_name_and_one_who_may(tmp_path: Path, count
             assert len(made) == 1
             assert (await w.lookup(str(turn))).st_ino == made[0].st_ino
             assert w.inode(made[0].st_ino).lookups == 2
+
+
+# -- opening what is renamed ------------------------------------------------------------------------------------------
+
+
+async def rename(w: World, old: str, new: str) -> None:
+    await w.operations.rename(ROOT_NUMBER, old.encode(), ROOT_NUMBER, new.encode(), 0, CTX)
+
+
+async def replace(w: World, content: bytes, name: str = "file") -> None:
+    """What an editor does: a new file, and a rename over the name."""
+    handle, entry = await w.create("new")
+    await w.operations.write(handle, 0, content)
+    await w.operations.release(handle)
+    await w.operations.rename(ROOT_NUMBER, b"new", ROOT_NUMBER, name.encode(), 0, CTX)
+    await w.operations.forget([(entry.st_ino, 1)])
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
+@in_trio
+async def test_an_open_that_came_too_late_once_does_not_do_so_again(tmp_path: Path, flags: int) -> None:
+    """The kernel looks the name up a second time, and no third time: till then the name keeps what it has."""
+    (tmp_path / "file").write_bytes(b"first")
+    async with world(tmp_path) as w, trio.open_nursery() as nursery:
+        number = await w.number("file")
+        await replace(w, b"second")
+        assert await refused(w.open(number, flags)) == "ESTALE"
+        (tmp_path / "third").write_bytes(b"third")
+        await w.lookup("third")
+        number = await w.number("file")
+        w.asked()
+        nursery.start_soon(rename, w, "third", "file")
+        await trio.testing.wait_all_tasks_blocked()
+        assert w.asked() == []
+        handle = await w.open(number, flags)
+        await eventually(lambda: w.inode(number).gone)
+        assert w.operations._files[handle].inode is w.inode(number)
+        if flags == os.O_RDONLY:
+            assert bytes(await w.operations.read(handle, 0, 100)) == b"second"
+        await w.operations.release(handle)
+        assert (tmp_path / "file").read_bytes() == b"third"
+
+
+@in_trio
+async def test_a_name_is_looked_up_again_behind_the_rename_that_is_under_way(tmp_path: Path) -> None:
+    for name in ("file", "second", "third"):
+        (tmp_path / name).write_bytes(name.encode())
+    async with world(tmp_path) as w:
+        number, third = await w.number("file"), await w.number("third")
+        await w.lookup("second")
+        await w.operations.rename(ROOT_NUMBER, b"second", ROOT_NUMBER, b"file", 0, CTX)
+        assert await refused(w.open(number)) == "ESTALE"
+        _, entry = await together(
+            w,
+            partial(w.operations.rename, ROOT_NUMBER, b"third", ROOT_NUMBER, b"file", 0, CTX),
+            partial(w.lookup, "file"),
+        )
+        assert entry.st_ino == third
+        assert await w.contents(third) == b"third"
+
+
+@in_trio
+async def test_a_change_does_not_wait_for_an_open_that_never_comes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"first")
+    async with world(tmp_path) as w:
+        number = await w.number("file")
+        await replace(w, b"second")
+        assert await refused(w.open(number)) == "ESTALE"
+        await w.lookup("file")
+        begun_s = trio.current_time()
+        await w.operations.unlink(ROOT_NUMBER, b"file", CTX)
+        assert trio.current_time() - begun_s < LOOKUP_S  # as long as it would take to wait for that open
+        assert not (tmp_path / "file").exists()
+
+
+@in_trio
+async def test_a_file_that_is_open_and_has_no_name_can_be_opened_again(tmp_path: Path) -> None:
+    """As /proc/self/fd does: through the server's handle, as far as that was opened for it."""
+    (tmp_path / "file").write_bytes(b"first")
+    async with world(tmp_path) as w:
+        number = await w.number("file")
+        reading = await w.open(number)
+        await replace(w, b"second")
+        again = await w.open(number)
+        assert await refused(w.open(number, os.O_RDWR)) == "ESTALE"
+        assert await refused(w.open(number, os.O_WRONLY | os.O_TRUNC)) == "ESTALE"
+        await w.operations.release(reading)
+        assert bytes(await w.operations.read(again, 0, 100)) == b"first"
+        await w.operations.release(again)
+        assert await refused(w.open(number)) == "ESTALE"
+        assert await handles_left_open(await w.link.client()) == 0
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+@in_trio
+async def test_an_open_that_crosses_two_renames_is_of_the_file_that_was_asked_for(tmp_path: Path, flags: int) -> None:
+    """Its name leads to another file by the time the server hears of it."""
+    async with world(tmp_path) as w:
+        for turn in range(TIMES):
+            for name in ("a", "b"):
+                (tmp_path / name).write_bytes(name.encode())
+            number = await w.number("a")
+            await w.lookup("b")
+            *_, handle = await together(
+                w,
+                partial(w.operations.rename, ROOT_NUMBER, b"a", ROOT_NUMBER, b"c", 0, CTX),
+                partial(w.operations.rename, ROOT_NUMBER, b"b", ROOT_NUMBER, b"a", 0, CTX),
+                partial(w.open, number, flags),
+            )
+            assert bytes(await w.operations.read(handle, 0, 100)) == b"a", turn
+            assert w.operations._files[handle].inode is w.inode(number)
+            await w.operations.release(handle)
+            w.tree.distrust(w.tree.root)
+            for name in ("a", "c"):
+                await w.operations.unlink(ROOT_NUMBER, name.encode(), CTX)
+                await refused(w.lookup("b"))
+            w.tree.distrust(w.tree.root)
+
+
+@in_trio
+async def test_what_is_asked_below_a_directory_that_is_renamed(tmp_path: Path) -> None:
+    """By a path that leads nowhere when the server hears of it: the directory is there, and what is in it too."""
+    old, new = "old", "new"
+    (tmp_path / "old" / "sub").mkdir(parents=True)
+    (tmp_path / "old" / "link").symlink_to("target")
+    async with world(tmp_path) as w:
+        for turn in range(TIMES):
+            for name in ("file", "other", "unknown"):
+                (tmp_path / old / name).write_bytes(b"text")
+            directory, file, other = (await w.number(old), *[await w.number(f"{old}/{n}") for n in ("file", "other")])
+            link, sub = await w.number(f"{old}/link"), await w.number(f"{old}/sub")
+            w.inode(link).link_target = None
+            w.inode(sub).directory = None
+            w.tree.touch(w.inode(other))
+            outcomes = await together(
+                w,
+                partial(w.operations.rename, ROOT_NUMBER, old.encode(), ROOT_NUMBER, new.encode(), 0, CTX),
+                partial(w.operations.lookup, directory, b"unknown", CTX),
+                partial(w.getattr, other),
+                partial(w.open, file),
+                partial(w.setattr, file, mode=0o600),
+                partial(w.operations.readlink, link, CTX),
+                partial(w.operations.mkdir, directory, b"made", 0o755, CTX),
+                partial(w.create, "created", parent=directory),
+                partial(w.operations.unlink, directory, b"other", CTX),
+                partial(w.list, sub),
+            )
+            assert {at: each for at, each in enumerate(outcomes) if isinstance(each, Exception)} == {}, turn
+            assert sorted(os.listdir(tmp_path / new)) == ["created", "file", "link", "made", "sub", "unknown"]
+            for handle in (outcomes[3], outcomes[7][0]):
+                await w.operations.release(handle)
+            await w.operations.rmdir(directory, b"made", CTX)
+            for name in ("created", "file", "unknown"):
+                await w.operations.unlink(directory, name.encode(), CTX)
+            w.tree.distrust(w.inode(directory))
+            old, new = new, old
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+@in_trio
+async def test_attributes_are_set_of_the_file_that_was_meant(tmp_path: Path, is_open: bool) -> None:
+    """Its name leads to another file by the time the server hears of it."""
+    async with world(tmp_path) as w:
+        for name in ("a", "b"):
+            (tmp_path / name).touch(mode=0o644)
+        number = await w.number("a")
+        await w.lookup("b")
+        handle = await w.open(number) if is_open else None
+        *_, changed = await together(
+            w, partial(rename, w, "a", "c"), partial(rename, w, "b", "a"), partial(w.setattr, number, mode=0o600)
+        )
+        assert changed.st_mode & 0o777 == 0o600
+        assert ((tmp_path / "c").stat().st_mode & 0o777, (tmp_path / "a").stat().st_mode & 0o777) == (0o600, 0o644)
+        if handle is not None:
+            await w.operations.release(handle)

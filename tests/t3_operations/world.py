@@ -23,9 +23,9 @@ import trio
 from pyfuse3 import EntryAttributes, FUSEError, ReaddirToken, RequestContext, SetattrFields
 
 from mux.downstream.passenger import SessionStream
+from sshmuxfs import changes, questions, session
 from sshmuxfs import names as names_module
 from sshmuxfs import operations as operations_module
-from sshmuxfs import session
 from sshmuxfs.io import listing
 from sshmuxfs.names import Names
 from sshmuxfs.operations import Manners, Operations
@@ -40,7 +40,7 @@ from sshmuxfs.tree.symlinks import SymlinkPolicy
 from tests.support.sftp_process import SftpProcess
 
 CTX = RequestContext()
-_WITH_CLOCKS = (names_module, operations_module, session, listing, client_module)
+_WITH_CLOCKS = (questions, changes, names_module, operations_module, session, listing, client_module)
 NS = 1_000_000_000
 
 

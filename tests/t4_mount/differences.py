@@ -33,10 +33,6 @@ class Difference(enum.Enum):
     )
     ONE_CODE_FOR_EPERM_AND_EACCES = "SFTP v3 has one status, PERMISSION_DENIED, for both"
     LINKS_CONTAINED = "targets that are absolute or hold '..' are refused by default: EPERM"
-    REPLACED_WHILE_OPENED = (
-        "an open that meets a rename over its name, and meets another when the kernel has looked the name up again, is "
-        "ESTALE: the kernel does so once. To be cured by opening what took the name"
-    )
     NO_SHARED_MAPPINGS = "direct_io bypasses the page cache, which shared mappings are made of: ENODEV"
 
 

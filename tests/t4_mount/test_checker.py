@@ -39,6 +39,12 @@ def test_mount(area: Area, seed: int) -> None:
     check(area, "--ops", OPERATIONS, "--seed", seed)
 
 
+@pytest.mark.over_putty
+@pytest.mark.variants(Setup("mount"))
+def test_over_every_kind_of_connection(area: Area) -> None:
+    check(area, "--ops", OPERATIONS // 5, "--seed", 8)
+
+
 @pytest.mark.variants(Setup("mount", ("direct_io",)))
 @pytest.mark.deadline(300)
 @pytest.mark.parametrize("seed", [4, 5])
@@ -46,6 +52,7 @@ def test_without_the_page_cache(area: Area, seed: int) -> None:
     check(area, "--ops", OPERATIONS // 2, "--seed", seed, "--no-mmap")
 
 
+@pytest.mark.over_putty
 @pytest.mark.variants(
     Setup("mount", ("dir_cache=no", "attr_timeout=0", "entry_timeout=0")),
     Setup("mount", ("sshfs_sync", "no_readahead")),
@@ -56,6 +63,7 @@ def test_other_ways_of_caching(area: Area) -> None:
     check(area, "--ops", OPERATIONS // 10, "--seed", 6)
 
 
+@pytest.mark.over_putty
 @pytest.mark.variants(PLAIN, Setup("mount"))
 @pytest.mark.deadline(300)
 def test_a_big_file(area: Area) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +214,24 @@ def test_extended_attributes(area: Area) -> None:
     assert errno_of(lambda: os.listxattr(area.here / "file")) in ("success", "ENOTSUP")
     if unsupported:
         assert errno_of(lambda: os.listxattr(area.here / "file")) == "ENOTSUP" or os.listxattr(area.here / "file") == []
+
+
+def test_a_program_that_runs_on_the_server(area: Area) -> None:
+    """It can be read and replaced. Writing to it is ETXTBSY wherever the server's kernel says so (6.11 did not)."""
+    program = area.there / "program"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as running:
+        try:
+            assert (area.here / "program").read_bytes() == Path("/bin/sleep").read_bytes()
+            for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_CREAT, os.O_WRONLY | os.O_TRUNC):
+                here, there = (
+                    errno_of(lambda: os.close(os.open(side / "program", flags)))  # noqa: B023
+                    for side in (area.here, area.there)
+                )
+                assert here == there
+            assert errno_of(os.truncate, area.here / "program", 0) == errno_of(os.truncate, program, 0)
+            (area.here / "new").write_text("text")
+            os.rename(area.here / "new", area.here / "program")
+        finally:
+            running.kill()
+    (area.here / "program").write_text("another")
