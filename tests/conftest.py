@@ -49,9 +49,11 @@ def pytest_configure() -> None:
     processes.adopt_orphans()
     # Ended from outside, the run still ends what it started.
     signal.signal(signal.SIGTERM, _interrupt)
-    # A shell starts what runs in its background with these ignored, and so would be all that the tests interrupt.
+    # A shell starts what runs in its background with these ignored, nohup the last, and so would be all that the tests
+    # interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ SESSION_WINDOW_BYTES: Final = 2 * 1024 * 1024
 LARGEST_WINDOW_BYTES: Final = 16 * 1024 * 1024
 # Ten clients that read nothing of what they asked for, and the process stays below 150 MB.
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
-# Twice what one processor decrypts and hands on, since a window is opened again by halves.
-_PATH_BYTES_PER_S: Final = 1_600_000_000
-# Eight packets: with less, both ends wait for each other; with more, a stat beside a copy from a near server waits.
-LEAST_WINDOW_BYTES: Final = 256 * 1024
+# 4 Gbit/s. From a near server more comes in any case, as the least window there is lasts longer than the path.
+_PATH_BYTES_PER_S: Final = 500_000_000
+# Four packets: with fewer, both ends wait for each other; with more, a stat beside a copy from a near server waits.
+LEAST_WINDOW_BYTES: Final = 128 * 1024
 # What a program that moves files has in flight by itself: 64 requests of 32 KiB of sftp, 8 of 255 KiB of a mount.
 LEAST_LARGE_WINDOW_BYTES: Final = 2 * 1024 * 1024
 

@@ -493,9 +493,9 @@ def test_windows_stay_within_what_ten_clients_may_cost() -> None:
 @pytest.mark.parametrize(
     ("round_trip_s", "session_bytes", "large_bytes"),
     [
-        (0.00001, 256 << 10, 2 << 20),
-        (0.0005, 800_000, 2 << 20),
-        (0.002, 2 << 20, 3_200_000),
+        (0.00001, 128 << 10, 2 << 20),
+        (0.0005, 250_000, 2 << 20),
+        (0.005, 2 << 20, 2_500_000),
         (0.1, 2 << 20, 16 << 20),
         (None, 2 << 20, 16 << 20),
     ],
