@@ -89,12 +89,12 @@ class Changes(Questions):
         Raises OSError.
         """
         client = await self._link.client()
-        file = self._live(client, inode, file, writable=wanted.size is not None)
+        writable = wanted.size is not None
         wanted = await self._completed(inode, wanted)
-        for _ in range(MAX_CROSSINGS):
-            if file is not None or not self._renames:
-                break
-            await client.settled(self._renames[-1])  # it may move the file, and a path is all there is to name it
+        if self._live(client, inode, file, writable=writable) is None:
+            await self._renames_heard(client)
+        # Only now: whatever was waited for, the file may have been closed, and its handle be that of another.
+        file = self._live(client, inode, file, writable=writable)
         submit_writes(inode)
         if wanted.size is not None:
             invalidate_reads(inode)
@@ -120,6 +120,13 @@ class Changes(Questions):
         self.tree.update(inode, checked(await client.wait(found)), now_s, as_of)
         if inode.changed > as_of and not inode.gone:
             await self._ask_attributes(inode)  # a rename crossed it, or a write: that answer says nothing of both
+
+    async def _renames_heard(self, client: Client) -> None:
+        """Wait for the renames that are under way: they may move a file, where a path is all there is to name it."""
+        for _ in range(MAX_CROSSINGS):
+            if not self._renames:
+                return
+            await client.settled(self._renames[-1])
 
     def _setstat(self, client: Client, inode: Inode, path: bytes, wanted: Attributes) -> Request:
         """SETSTAT follows links, so a link needs LSETSTAT; without that, better no change than one of its target."""

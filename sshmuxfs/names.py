@@ -15,7 +15,9 @@ from __future__ import annotations
 import errno
 import logging
 import stat
+from collections.abc import Coroutine
 from time import monotonic, time
+from typing import Any
 
 from mux.errors import printable
 from sshmuxfs.changes import MODE_BITS, Changes
@@ -55,10 +57,19 @@ class Names(Changes):
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    async def look_up(self, parent: Inode, name: bytes, caller: int) -> Inode:
+    def look_up(self, parent: Inode, name: bytes, caller: int) -> Coroutine[Any, Any, Inode]:
         """`find` for the kernel, on behalf of the thread `caller`."""
+        if self.stillness.awaits(caller):
+            return self._find_still(parent, name, caller)
+        return self.find(parent, name)  # nearly always, and at no cost
+
+    async def _find_still(self, parent: Inode, name: bytes, caller: int) -> Inode:
         await self.stillness.before_lookup(caller, parent, name)
-        found = await self.find(parent, name)
+        try:
+            found = await self.find(parent, name)
+        except BaseException:
+            self.stillness.opened(caller)  # there is nothing to open
+            raise
         self.stillness.after_lookup(caller)
         return found
 
@@ -82,6 +93,8 @@ class Names(Changes):
         Raises OSError, and Gone if it has no name any more, or its name leads elsewhere now.
         """
         client = await self._link.client()
+        if pflags & OpenFlag.TRUNC:
+            await self._renames_heard(client)  # what was opened by mistake is given back, not what it held
         submit_writes(inode)
         if inode.gone:
             return self._open_again(client, inode, pflags)

@@ -326,8 +326,9 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         file = self._file(fh)
         submit_writes(file.inode)
-        # The kernel writes a mapping back through any descriptor of the file: what is on the way is waited for.
-        others = [each for each in files_of(file.inode) if each is not file and each.writer and not each.writer.error]
+        # The kernel writes a mapping back through any descriptor of the file: what is on the way is waited for, and a
+        # failure that nobody was told of is told here.
+        others = [each for each in files_of(file.inode) if each is not file and each.writer and not each.writer.told]
         await self._drain(file)
         for other in others:
             await self._hear(other)
@@ -338,6 +339,7 @@ class Operations(pyfuse3.Operations):
         assert file.writer is not None
         await file.writer.settled()
         if file.writer.error is not None:
+            file.writer.told = True
             raise await self._write_failed(file, 1, file.writer.error) from file.writer.error
 
     async def _sync(self, file: OpenFile) -> None:

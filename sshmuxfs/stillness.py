@@ -5,7 +5,8 @@ another file, and what was found has none any more. The open is then refused wit
 up again: once. A rename that met that second attempt as well would be told to the program. So the changes that concern
 such a name wait until its open has come, or was given time enough to come.
 
-The rule of this file: it holds back nobody who opens, and nobody who changes for longer than HOLD_S after a lookup.
+The rule of this file: it holds back nobody who opens, and nobody who changes for longer than HOLD_S after a lookup, nor
+for longer than LATE_S whoever looks.
 
 Imported by `sshmuxfs.changes`.
 """
@@ -25,6 +26,8 @@ Place = tuple[Inode, bytes]
 # The kernel opens within microseconds of the answer to its lookup; a busy machine may let it wait for a processor. If
 # the open never comes (the program was killed), a change is late by this.
 HOLD_S = 0.5
+# Callers may take turns: a change is not late by more than this, and a program is told of the race then.
+LATE_S = 4 * HOLD_S
 # From the refusal to the lookup that follows, whose answer may have to come from a server far away.
 LOOKUP_S = 5.0
 # Callers that were refused and never came again are forgotten when there are more: no more open files at a time.
@@ -56,6 +59,10 @@ class Stillness:
         if len(self._refused) > MAX_REFUSED:
             self._end(self._refused.popitem(last=False)[0])
 
+    def awaits(self, caller: int) -> bool:
+        """Whether a lookup by `caller` may be the one that follows a refusal."""
+        return caller in self._refused
+
     async def before_lookup(self, caller: int, parent: Inode, name: bytes) -> None:
         """If `caller` was refused just now, hold the name from here on; returns when what changes it has ended."""
         if caller not in self._refused:
@@ -68,6 +75,7 @@ class Stillness:
         with trio.move_on_after(HOLD_S):
             while hold.place in self._changing:
                 await self._changing[hold.place][-1].wait()
+        hold.until_s = trio.current_time() + HOLD_S
 
     def after_lookup(self, caller: int) -> None:
         """The kernel is told what was found, and will open it."""
@@ -87,11 +95,12 @@ class Stillness:
 
     async def wait(self, *places: Place) -> None:
         """Wait until none of the names is held. To be called before each change of them."""
-        while self._holds:
+        late_s = trio.current_time() + LATE_S
+        while self._holds and trio.current_time() < late_s:
             caller, hold = next(((each, held) for each, held in self._holds.items() if held.place in places), (0, None))
             if hold is None:
                 return
-            with trio.move_on_at(hold.until_s):
+            with trio.move_on_at(min(hold.until_s, late_s)):
                 await hold.ended.wait()
             if self._holds.get(caller) is hold and hold.until_s <= trio.current_time():
                 self._end(caller)

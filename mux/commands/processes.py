@@ -19,6 +19,7 @@ from mux.rendezvous import putty
 
 _LONGEST_COMMAND_BYTES: Final = 16 * 1024  # of a command line; enough for any that a person wrote
 _SHOWN_CHARACTERS: Final = 300
+_LONGEST_PORT: Final = 5  # digits
 _MOST_WORDS: Final = 64  # where a destination is looked for; a remote command behind it can have any number
 _SOCKET_LINK: Final = re.compile(r"socket:\[(\d+)\]")
 
@@ -151,10 +152,16 @@ def putty_names(process: Process, local_user: str) -> Iterator[tuple[str, str]]:
             continue
         user, at, host = word.rpartition("@")
         users = [user] if at else [following.get("-l"), local_user, None]  # psftp knows none where none is given
-        given = (port for port in (following.get("-P"), next_word) if port and port.isascii() and port.isdigit())
-        for port in (*map(int, given), putty.SSH_PORT):
+        for port in (*_ports(following.get("-P"), next_word), putty.SSH_PORT):
             for name in dict.fromkeys(users):
                 yield word, putty.connection_name(host, name, port)
+
+
+def _ports(*words: str | None) -> Iterator[int]:
+    """Those of the words that are a port."""
+    for word in words:
+        if word and len(word) <= _LONGEST_PORT and word.isascii() and word.isdigit():
+            yield int(word)
 
 
 def mounted(process: Process) -> Mounted | None:

@@ -27,6 +27,8 @@ from mux.errors import ConnectionLost, ExitCode, printable
 from mux.protocol.control import Signal
 from mux.protocol.messages import ExitMessage, ServerMessage, UnknownMessage
 
+from .brief import BriefWait
+
 GATHER_LIMIT: Final = 1024  # IOV_MAX of Linux: more buffers in one call are an error
 STDERR_KEPT_BYTES: Final = 4096  # enough for what a failing sftp-server or shell says; the end of it matters
 STDERR_READ_BYTES: Final = 65536
@@ -71,8 +73,7 @@ class Passenger:
         self._from_remote = from_remote
         self._stderr = stderr
         self._stderr_tail = b""
-        self._poll: select.poll | None = None  # for `poll_within`, with the descriptors it was made for
-        self._polled: tuple[int, ...] = ()
+        self._brief = BriefWait(self._from_remote)
         self._ended = False
         self._exit_value: int | None = None
         # What is waited for while the session runs, and for its end. A socket that is closed leaves both by itself.
@@ -119,14 +120,7 @@ class Passenger:
 
         Returns whether there are bytes. For waits too short to be worth a round of the scheduler.
         """
-        stream = self._from_remote.fileno()
-        if stream < 0:
-            raise ConnectionLost("the session is closed")
-        if self._polled != others or self._poll is None:
-            self._polled, self._poll = others, select.poll()
-            for descriptor in (stream, *others):
-                self._poll.register(descriptor, select.POLLIN)
-        return any(descriptor == stream for descriptor, _ in self._poll.poll(timeout_s * 1000))
+        return self._brief.readable(timeout_s, others)
 
     def send_nowait(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
         """Send from the front of `buffers` in one call, and return how many bytes were taken: 0 if it would block.

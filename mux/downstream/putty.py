@@ -175,6 +175,8 @@ def _told_as_join_error(path: str) -> Iterator[None]:
     except RemoteProtocolError as error:
         message = f"the PuTTY upstream at {printable(path)} cannot be used: {error}"
         raise JoinError(message, ExitCode.PROTOCOL) from None
+    except OSError as error:
+        raise JoinError(f"there are no descriptors for a session: {error.strerror}") from None
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import trio
 from mux.errors import ConnectionLost, ExitCode, JoinError, LocalProtocolError, RemoteProtocolError, printable
 from mux.protocol.bare_session import BareSession
 
+from .brief import BriefWait
 from .openssh import SESSIONS_HINT
 from .passenger import close_waking, closed_is_lost
 
@@ -39,8 +40,7 @@ class PuttySession:
         self._early = received
         self._lost: str | None = None  # why there is no connection any more
         self._backlog: deque[memoryview] = deque()  # output that was taken by who waited for something else
-        self._poll: select.poll | None = None
-        self._polled: tuple[int, ...] = ()
+        self._brief = BriefWait(self._socket)
         self._waiting_for_output = False
         self._room = trio.Event()
         self._eager = False  # whether the epoll waits for room in the socket as well
@@ -106,14 +106,7 @@ class PuttySession:
         """As `Passenger.poll_within`."""
         if self._core.ready or self._backlog:
             return True
-        stream = self._socket.fileno()
-        if stream < 0:
-            raise ConnectionLost("the session is closed")
-        if self._polled != others or self._poll is None:
-            self._polled, self._poll = others, select.poll()
-            for descriptor in (stream, *others):
-                self._poll.register(descriptor, select.POLLIN)
-        return any(descriptor == stream for descriptor, _ in self._poll.poll(timeout_s * 1000))
+        return self._brief.readable(timeout_s, others)
 
     def send_nowait(self, buffers: Sequence[bytes | bytearray | memoryview]) -> int:
         """Send from the front of `buffers` in one call, and return how many bytes were taken: 0 if it would block.

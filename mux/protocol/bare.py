@@ -16,7 +16,7 @@ from typing import Final
 
 from mux.errors import LocalProtocolError, RemoteProtocolError, WireError, printable
 
-from .wire import Reader
+from .wire import Reader, string, u32
 
 PREFIX: Final = b"SSHCONNECTION@putty.projects.tartarus.org-"
 VERSION: Final = b"2.0"
@@ -32,12 +32,13 @@ LARGEST_LINE_BYTES: Final = 0x4010
 # Lines before the greeting are somebody's chatter, and there is none from a PuTTY.
 MOST_LINES_BEFORE: Final = 64
 
-DISCONNECT: Final = 1  # RFC 4253 section 11: these four
+DISCONNECT: Final = 1  # RFC 4253 section 11: these four, and two of the reasons of the first
 IGNORE: Final = 2
 UNIMPLEMENTED: Final = 3
 DEBUG: Final = 4
 EXT_INFO: Final = 7  # RFC 8308
-BY_APPLICATION: Final = 11  # SSH_DISCONNECT_BY_APPLICATION
+PROTOCOL_ERROR: Final = 2
+BY_APPLICATION: Final = 11
 
 _HEAD: Final = struct.Struct(">IB")
 
@@ -125,6 +126,11 @@ def frame(kind: int, *parts: bytes | bytearray | memoryview, limit_bytes: int = 
     if len(payload) >= limit_bytes:
         raise LocalProtocolError(f"a packet of {len(payload) + 1} bytes, where {limit_bytes} are taken")
     return _HEAD.pack(len(payload) + 1, kind) + payload
+
+
+def disconnect_body(code: int, reason: str) -> bytes:
+    """Return what follows the type of a DISCONNECT."""
+    return u32(code) + string(printable(reason).encode()) + string(b"")
 
 
 def disconnect_text(body: bytes | bytearray | memoryview) -> str:

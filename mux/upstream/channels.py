@@ -17,9 +17,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from mux.errors import ExitCode, RemoteProtocolError, SharingError, printable
+from mux.errors import RemoteProtocolError, printable
 from mux.protocol.connection import (
     LARGEST_PACKET_BYTES,
     Channel,
@@ -28,9 +28,7 @@ from mux.protocol.connection import (
     Eof,
     Event,
     Opened,
-    OpenFailure,
     Packet,
-    Part,
     Refused,
     Reply,
     Request,
@@ -40,7 +38,8 @@ from mux.protocol.connection import (
 from mux.protocol.harmless import KEEPALIVE
 from mux.protocol.sides import Offer
 
-from .turns import Braked, Turns
+from .channel_sides import NOBODY, ChannelEnd, OpenRefused, Transport, words
+from .turns import Turns
 from .windows import SESSION_WINDOW_BYTES
 
 __all__ = ["SESSION_WINDOW_BYTES", "ChannelEnd", "LiveChannel", "OpenRefused", "Turns"]
@@ -49,56 +48,6 @@ log = logging.getLogger(__name__)
 
 # What a channel may send while the transport has enough: a few keys, or SFTP requests that carry no data.
 URGENT_BYTES: Final = 4096
-
-
-class OpenRefused(SharingError):
-    """The server refused a channel. `code` is of `OpenFailure`, 0 when it gave no answer; `text` is safe to show."""
-
-    usual_exit_code = ExitCode.REFUSED
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"the server refused a channel: {text}" if text else "the server refused a channel")
-        self.code = code
-        self.text = text
-
-
-class Transport(Braked, Protocol):
-    """What is needed of `engine.Engine`."""
-
-    @property
-    def lost(self) -> str | None: ...
-    def add_route(self, route: Any, /) -> int: ...
-    def remove_route(self, number: int, /) -> None: ...
-    def send(self, kind: int, /, *parts: Part) -> None: ...
-    def request(self, name: bytes, body: bytes, on_reply: Callable[[bool, bytes], None], /) -> None: ...
-
-
-class ChannelEnd(Protocol):
-    """Who uses a channel. All is called from the event loop, in the order of the packets; nothing may raise or wait.
-
-    After `closed` or `lost`, of which exactly one comes, nothing more is called. A refused channel calls nothing.
-    """
-
-    def opened(self, channel: LiveChannel) -> None:
-        """The channel is open, before anything else is said of it."""
-
-    def data(self, stream: int, data: memoryview) -> None:
-        """Data came; the view may be kept. Each byte is to be given back by `LiveChannel.consumed`, used or not."""
-
-    def eof(self) -> None:
-        """The server sends no more data."""
-
-    def closed(self) -> None:
-        """The server has closed, and so have we."""
-
-    def request(self, name: bytes, want_reply: bool, body: bytes) -> bool:
-        """A request; what is returned is the answer if one is wanted."""
-
-    def room(self) -> None:
-        """`write` may take more again."""
-
-    def lost(self, reason: str) -> None:
-        """The connection ended, or the server broke the rules: the channel is gone."""
 
 
 class LiveChannel:
@@ -180,7 +129,7 @@ class LiveChannel:
             self._abandon()
             raise
         if refused is not None:
-            raise OpenRefused(refused.code, printable(refused.text) or _words(refused.code))
+            raise OpenRefused(refused.code, printable(refused.text) or words(refused.code))
         return self
 
     @classmethod
@@ -321,7 +270,7 @@ class LiveChannel:
             return
         self._over = True
         self._settle(Refused(0, reason.encode()))
-        end, self._end = self._end, _NOBODY
+        end, self._end = self._end, NOBODY
         if self._channel.state is State.OPEN:
             end.lost(reason)
 
@@ -382,7 +331,7 @@ class LiveChannel:
     def _abandon(self) -> None:
         """Whoever opens this does not want it any more, and hears nothing of it."""
         self._abandoned = True
-        self._end = _NOBODY
+        self._end = NOBODY
         if self._channel.state is State.OPEN:
             self.close()
 
@@ -394,7 +343,7 @@ class LiveChannel:
         if is_open:
             self._send(self._channel.close())
         self._settle(Refused(0, reason.encode()))
-        end, self._end = self._end, _NOBODY
+        end, self._end = self._end, NOBODY
         if is_open and not told:
             end.lost(reason)
         if self._channel.finished:
@@ -419,7 +368,7 @@ class LiveChannel:
             self._over = True
             self._engine.remove_route(self.number)
             self._settle(None)
-            end, self._end = self._end, _NOBODY
+            end, self._end = self._end, NOBODY
             end.closed()
 
     def _settle(self, refused: Refused | None) -> None:
@@ -437,31 +386,6 @@ class LiveChannel:
             self._engine.send(*packet)
 
 
-class _Nobody:
-    """The end of a channel that nobody wants to hear of any more."""
-
-    def opened(self, channel: LiveChannel) -> None: ...
-    def data(self, stream: int, data: memoryview) -> None: ...
-    def eof(self) -> None: ...
-    def closed(self) -> None: ...
-    def room(self) -> None: ...
-    def lost(self, reason: str) -> None: ...
-
-    def request(self, name: bytes, want_reply: bool, body: bytes) -> bool:
-        return False
-
-
-_NOBODY: Final = _Nobody()
-
-
 def _set_result(future: asyncio.Future[Any], result: object) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _words(code: int) -> str:
-    """What a reason code says, for a server that gives no text."""
-    try:
-        return OpenFailure(code).name.replace("_", " ").lower()
-    except ValueError:
-        return f"reason {code}"

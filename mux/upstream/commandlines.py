@@ -18,14 +18,20 @@ AFTER_S: Final = 0.05  # commands that end at once, the most, never cost the loo
 MAX_BYTES: Final = 4096
 # /proc asks the process's own memory, which may lie on a mount that hangs: a few threads may be lost to such, no more.
 _LOOKERS: Final = Workers(4)
+# Behind such nothing is looked up any more: a row that never gets shorter would keep every client that ever came.
+MAX_WAITING: Final = 256
 
 
 def look_up(pid: int, tell: Callable[[str], None]) -> asyncio.TimerHandle:
-    """Call `tell` with the command line of a process, in a moment, unless what is returned is cancelled before."""
+    """Call `tell` with the command line of a process, in a moment, unless what is returned is cancelled before.
+
+    Nobody is told while too many are being looked up.
+    """
     loop = asyncio.get_running_loop()
 
     def look() -> None:
-        _LOOKERS.submit(partial(_command_line, pid), lambda line, _: tell(line or ""))
+        if _LOOKERS.waiting < MAX_WAITING:
+            _LOOKERS.submit(partial(_command_line, pid), lambda line, _: tell(line or ""))
 
     return loop.call_later(AFTER_S, look)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final
 
 from .unsent import Unsent
 from .watching import Watch
 
 PARTING_S: Final = 0.5  # a client that reads at all hangs up within milliseconds
-MAX_PARTING: Final = 64  # at a time; who breaks the rules in a loop is cut off without a word
+MAX_PARTING: Final = 64  # at a time; others are told what their socket takes at once, and are not waited for
 _THROWN_AWAY_BYTES: Final = 64 << 10  # of one turn of the loop
 
 
@@ -29,6 +30,8 @@ class Farewells:
     def part(self, connection: socket.socket, unsent: Unsent) -> None:
         """Send this and hang up. The socket, which does not block, is ours from now on."""
         if len(self._parting) >= MAX_PARTING:
+            with suppress(OSError):
+                unsent.send(connection)
             return connection.close()
         parting = _Parting(connection, unsent, self._parting)
         self._parting.add(parting)

@@ -166,7 +166,11 @@ class Forwards:
 
     def _opened(self, forward: Forward, task: asyncio.Task[Standing]) -> None:
         del self._pending[forward]
-        if not task.cancelled() and task.exception() is None:
+        if task.cancelled() or task.exception() is not None:
+            return
+        if self._closed:  # the end came in the step in which it was open
+            task.result().close()
+        else:
             self.standing[forward] = task.result()
 
     async def _open(self, forward: Forward) -> Standing:

@@ -24,6 +24,8 @@ _KEPT_FROM_TERMINAL: Final = ("/bin/sh", "-c", 'trap "" HUP INT QUIT TSTP; exec 
 ENDS_ITSELF_S: Final = 0.5
 # After SIGTERM; then it is killed.
 TERM_DEADLINE_S: Final = 2.0
+# For the kernel to end what was killed, on a machine that is busy.
+KILL_DEADLINE_S: Final = 10.0
 # For the last words of a program that has ended; something it left behind may hold the pipe open.
 LAST_WORDS_S: Final = 0.5
 # Of a program that never stops talking, this much is passed on; the rest is read and dropped.
@@ -125,7 +127,7 @@ class Program:
                 except ProcessLookupError:
                     pass
         # Who hangs in the kernel does not even end by SIGKILL; it is the system's from now on.
-        await asyncio.wait([waiting], timeout=TERM_DEADLINE_S)
+        await asyncio.wait([waiting], timeout=KILL_DEADLINE_S)
         waiting.cancel()
         try:
             async with asyncio.timeout(LAST_WORDS_S):

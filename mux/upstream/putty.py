@@ -17,12 +17,20 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from mux.errors import RemoteProtocolError, printable
-from mux.protocol.bare import Greeting, Role, frame, greeting_of_upstream
+from mux.protocol.bare import (
+    BY_APPLICATION,
+    DISCONNECT,
+    PROTOCOL_ERROR,
+    Greeting,
+    Role,
+    disconnect_body,
+    frame,
+    greeting_of_upstream,
+)
 from mux.protocol.dialects import PUTTY_SHARING
-from mux.protocol.wire import string, u32
 
 from . import commandlines
-from .relay import BY_APPLICATION, DISCONNECT, PROTOCOL_ERROR, Relay
+from .relay import Relay
 from .unsent import Unsent
 from .watching import Watch
 
@@ -112,7 +120,7 @@ class PuttyClient:
     def _refuse(self, reason: str, code: int) -> None:
         if not self.gone.is_set():
             self._watch.read(False)
-            self.upstream.farewells.part(self._socket, Unsent(_goodbye(reason, code)))
+            self.upstream.farewells.part(self._socket, Unsent(frame(DISCONNECT, disconnect_body(code, reason))))
             self._parted = True
             self.close()
 
@@ -157,11 +165,17 @@ class PuttyClient:
             self._ride()
 
     async def _ask(self) -> None:
-        allowed = await self.upstream.allow(f"Allow shared connection to {self.upstream.settings.hostname}? ")
+        allowed = None
+        try:
+            allowed = await self.upstream.allow(f"Allow shared connection to {self.upstream.settings.hostname}? ")
+        except Exception:
+            log.exception("the owner could not be asked about the PuTTY client of process %d", self.pid)
         self._asking = None
         if self.gone.is_set():
             return
-        if allowed:
+        if allowed is None:
+            self.drop("the question about it met with a fault of ours")
+        elif allowed:
             self._ride()
         else:
             self._refuse("Permission denied", BY_APPLICATION)
@@ -171,7 +185,3 @@ class PuttyClient:
 
     def _ride(self) -> None:
         self.relay = Relay(self.upstream, self._socket, self._greeting.rest, self.close, PUTTY_SHARING)
-
-
-def _goodbye(reason: str, code: int) -> bytes:
-    return frame(DISCONNECT, u32(code), string(printable(reason).encode()), string(b""))

@@ -48,9 +48,10 @@ class PuttyPlaces:
     async def open(self) -> list[str]:
         """Publish them, and begin to look after them; returns why that is impossible, in words, if it is."""
         asked = [place.publish() for place in self._places]
+        # Before the wait, in which `close` may come.
+        self._timer = asyncio.get_running_loop().call_later(self._watch_s, self._watch)
         if asked:
             await asyncio.wait(asked)
-        self._timer = asyncio.get_running_loop().call_later(self._watch_s, self._watch)
         return list(dict.fromkeys(place.failure for place in self._places if place.failure))
 
     def close(self) -> None:
@@ -78,6 +79,7 @@ class _Place:
         self._entrance: Entrance | None = None
         self._asked: asyncio.Future[PuttySocket] | None = None
         self._closed = False
+        self._put_off = False
         self._taken: Taken | None = None
         self._ask_at_s = 0.0
 
@@ -129,11 +131,14 @@ class _Place:
             self._taken = taken
             self._ask_at_s = self._loop.time() + ASK_AGAIN_S
         except TimeoutError as error:
-            log.info("not shared with PuTTY as %s for now: %s", printable(self._name), error)
+            if not self._put_off:  # once: it is tried again every few seconds
+                log.info("not shared with PuTTY as %s for now: %s", printable(self._name), error)
+            self._put_off = True
         except (JoinError, putty.NotThere) as error:
             self.failure = str(error)
         else:
             self._taken = None
+            self._put_off = False
             if self._closed:
                 published.withdraw()
                 published.listener.close()

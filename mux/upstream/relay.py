@@ -21,14 +21,14 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from mux.errors import RemoteProtocolError, printable
+from mux.errors import RemoteProtocolError
+from mux.protocol.bare import BY_APPLICATION, DISCONNECT, PROTOCOL_ERROR, disconnect_body
 from mux.protocol.dialects import PROXY_MODE, Dialect
 from mux.protocol.nat import Nat, NatChannel
 from mux.protocol.nat_channels import State
 from mux.protocol.packets import LARGEST_FRAME_BYTES
 from mux.protocol.shares import Shares
 from mux.protocol.sides import Body, GiveUp, Key, Taker
-from mux.protocol.wire import string, u32
 
 from .channels import Turns
 from .unsent import Unsent
@@ -51,9 +51,6 @@ LARGEST_OPENSSH_REQUEST_BYTES: Final = LARGEST_FRAME_BYTES - 512
 LARGEST_REQUEST_BYTES: Final = 34000
 
 SESSION: Final = b"session"
-DISCONNECT: Final = 1  # SSH_MSG_DISCONNECT and two of its reasons: RFC 4253 section 11.1
-PROTOCOL_ERROR: Final = 2
-BY_APPLICATION: Final = 11
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +164,7 @@ class Relay:
         self._say_goodbye(reason, code)
 
     def _say_goodbye(self, reason: str, code: int) -> None:
-        text = string(printable(reason).encode()) + string(b"")
-        self.deliver(DISCONNECT, u32(code) + text, b"")
+        self.deliver(DISCONNECT, disconnect_body(code, reason), b"")
         unsent = self._unsent
         self._leave()
         self._farewells.part(self._socket, unsent)

@@ -34,6 +34,11 @@ class Workers:
         self._threads = 0
         self._free = 0  # threads without a job, less the jobs that wait
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a thread."""
+        return max(0, -self._free)
+
     def submit(self, call: Callable[[], Any], done: Done) -> None:
         """Have `call()` made in a thread, and `done(result, error)` in this loop when it returns.
 

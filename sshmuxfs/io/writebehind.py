@@ -81,15 +81,15 @@ class WriteBehind:
             self._send(self._end - self._start)
 
     async def drain(self) -> None:
-        """Wait until all that was accepted is acknowledged. Raises `error`."""
+        """Wait until all that was accepted so far is acknowledged. Raises `error`."""
         await self.settled()
         self._raise_error()
 
     async def settled(self) -> None:
-        """Wait until all that was accepted is answered, one way or the other."""
+        """Wait until all that was accepted so far is answered, one way or the other."""
         self.submit()
-        while self._in_flight:
-            await self._client.settled(next(reversed(self._in_flight)))
+        for pending in reversed(list(self._in_flight)):  # the last first: then the others are done as a rule
+            await self._client.settled(pending)
 
     def _raise_error(self) -> None:
         if self.error is not None:

@@ -21,6 +21,7 @@ from typing import Self
 
 from tests.support import mounts, processes
 from tests.support.sshd import HOST, program
+from tests.support.waiting import holds_within
 
 MOUNT_DEADLINE_S = 30.0
 UNMOUNT_DEADLINE_S = 60.0
@@ -150,13 +151,15 @@ class Mounted:
         """Unmount and wait for the serving process's end. Idempotent. Raises ContenderError when that took force."""
         began = time.perf_counter()
         forced = ""
-        while mounts.mounted_at(self.mount_point) is not None:
-            done = fusermount("-u", self.mount_point)
-            if done != "" and time.perf_counter() - began > UNMOUNT_DEADLINE_S:
-                forced = done
-                break
-            if done != "":
-                time.sleep(processes.POLL_S)
+        said = ""
+
+        def unmounted() -> bool:
+            nonlocal said
+            said = "" if mounts.mounted_at(self.mount_point) is None else fusermount("-u", self.mount_point)
+            return said == ""
+
+        if not holds_within(UNMOUNT_DEADLINE_S, unmounted):
+            forced = said
         doomed = [self._process] if self._process is not None else []
         if forced:
             processes.end(doomed)

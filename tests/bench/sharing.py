@@ -183,8 +183,10 @@ def memory(sshd: Sshd, ours: Connection, big: Path) -> Figure:
             source = stack.enter_context(big.open("rb"))
             command = down if number % 2 else up
             clients.append(stack.enter_context(subprocess.Popen(command, stdin=source, stdout=subprocess.DEVNULL)))
+            stack.callback(clients[-1].kill)
         for client in clients:
-            client.wait(COMMAND_DEADLINE_S)
+            if client.wait(COMMAND_DEADLINE_S) != 0:
+                raise RuntimeError("a client failed: the figure would say nothing of ten in full flow")
     peak = peak_bytes(ours.pid)
     text = f"{peak / 1e6:.0f} MB"
     return Figure(f"memory with {CLIENTS} clients in full flow", "", text, peak / MEMORY_BYTES, at_most=1.0)

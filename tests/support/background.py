@@ -6,14 +6,15 @@ in, and what it wrote stands in every complaint.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
 from tests.support import processes
+from tests.support.waiting import holds_within
 
 START_DEADLINE_S = 60.0
 END_DEADLINE_S = 30.0
@@ -77,17 +78,21 @@ class Background:
 
     def wait_until(self, reached: Callable[[], bool], words: str) -> None:
         """Return when it has `reached` what is waited for; `words` say of one that has not in time what it did."""
-        until = time.monotonic() + START_DEADLINE_S
-        while not reached():
+
+        def so_far() -> bool:
+            if reached():
+                return True
             if self._failed():
                 raise self._complaint(f"ended with {self._process.returncode}")
-            if time.monotonic() > until:
-                raise self._complaint(f"{words} within {START_DEADLINE_S:g} s")
-            time.sleep(processes.POLL_S)
+            return False
+
+        if not holds_within(START_DEADLINE_S, so_far):
+            raise self._complaint(f"{words} within {START_DEADLINE_S:g} s")
 
     def log_text(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        # At no cost to the offset, which is the program's as well.
+        descriptor = self._log.fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
         """Nothing happens when it has ended."""
@@ -96,11 +101,8 @@ class Background:
     def freeze(self) -> None:
         """Stop it, and wait until it is: a signal to another process takes its time."""
         self.signal(signal.SIGSTOP)
-        until = time.monotonic() + END_DEADLINE_S
-        while processes.known(self.pid).state != "T":
-            if time.monotonic() > until:
-                raise self._complaint("does not stop")
-            time.sleep(processes.POLL_S)
+        if not holds_within(END_DEADLINE_S, lambda: processes.known(self.pid).state == "T"):
+            raise self._complaint("does not stop")
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)

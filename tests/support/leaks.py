@@ -8,12 +8,12 @@ reported, and then put an end to, so that one test's leak is not the next one's.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from tests.support import mounts, processes
+from tests.support.waiting import holds_within
 
 # Longer than an sshd takes to see that a client has gone, on a busy machine.
 SETTLE_S = 30.0
@@ -86,14 +86,17 @@ class Snapshot:
 
 def settle(before: Snapshot, own_directory: Path) -> list[str]:
     """What was left since `before`, once nothing more goes away by itself; empty when all is gone."""
-    until = time.monotonic() + SETTLE_S
-    while True:
+    left: list[str] = []
+
+    def gone() -> bool:
+        nonlocal left
         now = Snapshot.take(own_directory)
         now.reap_orphans(before)
         left = now.added(before)
-        if not left or time.monotonic() > until:
-            return left
-        time.sleep(processes.POLL_S)
+        return not left
+
+    holds_within(SETTLE_S, gone)
+    return left
 
 
 def clear(before: Snapshot, own_directory: Path) -> None:

@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -22,6 +21,7 @@ from tests.support import logs, mounts, processes
 from tests.support.master import Master
 from tests.support.putty import PuttyUpstream
 from tests.support.sshd import HOST
+from tests.support.waiting import holds_within
 
 START_DEADLINE_S = 40.0
 END_DEADLINE_S = 30.0
@@ -156,14 +156,13 @@ class Mount:
             )
 
     def _wait_mounted(self) -> None:
-        until = time.monotonic() + START_DEADLINE_S
-        while time.monotonic() < until:
+        def serves() -> bool:
             if self._starter.poll() is not None:
                 raise self._failure(f"the command ended with {self._starter.returncode} instead of serving {self}")
-            if mounts.mounted_at(self.path) is not None:
-                return
-            time.sleep(processes.POLL_S)
-        raise self._failure(f"{self} was not mounted within {START_DEADLINE_S:g} s")
+            return mounts.mounted_at(self.path) is not None
+
+        if not holds_within(START_DEADLINE_S, serves):
+            raise self._failure(f"{self} was not mounted within {START_DEADLINE_S:g} s")
 
     def _wait_detached(self) -> processes.Process:
         try:

@@ -21,8 +21,6 @@ from pathlib import Path
 # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 
-# Processes are looked at again this often where the kernel offers no event for what is awaited.
-POLL_S = 0.01
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

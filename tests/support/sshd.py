@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -21,6 +20,7 @@ from mux.errors import SharingError
 from mux.rendezvous import putty
 from tests.support import mounts, processes
 from tests.support.ports import free_port
+from tests.support.waiting import holds_within
 
 HOST = "box"
 START_DEADLINE_S = 30.0
@@ -192,19 +192,19 @@ class Sshd:
 
     def _wait_listening(self, listener: subprocess.Popen[bytes]) -> bool:
         """True when it listens, False when the port was taken. Its own word is awaited, not a connection accepted."""
-        until = time.monotonic() + START_DEADLINE_S
-        while time.monotonic() < until:
-            said = self.log_text()
-            if "Server listening on 127.0.0.1" in said:
-                return True
-            if listener.poll() is not None:
-                if "Address already in use" in said:
-                    return False
-                raise SshdError(f"sshd ended with {listener.returncode}; it said:\n{said}")
-            time.sleep(processes.POLL_S)
-        listener.kill()
-        listener.wait()
-        raise SshdError(f"sshd did not listen within {START_DEADLINE_S:g} s; it said:\n{self.log_text()}")
+
+        def listens() -> bool:
+            return "Server listening on 127.0.0.1" in self.log_text()
+
+        if not holds_within(START_DEADLINE_S, lambda: listens() or listener.poll() is not None):
+            listener.kill()
+            listener.wait()
+            raise SshdError(f"sshd did not listen within {START_DEADLINE_S:g} s; it said:\n{self.log_text()}")
+        if listens():
+            return True
+        if "Address already in use" in self.log_text():
+            return False
+        raise SshdError(f"sshd ended with {listener.returncode}; it said:\n{self.log_text()}")
 
     def _write_client_config(self, path: Path, port: int) -> None:
         lines = [

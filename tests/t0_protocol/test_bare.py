@@ -84,6 +84,7 @@ def test_the_words_of_a_goodbye() -> None:
     assert bare.disconnect_text(u32(2) + string(b"\x1b[31mred\n") + string(b"en")) == "\\x1b[31mred"
     assert bare.disconnect_text(u32(2) + string(b"")) == "reason 2"
     assert bare.disconnect_text(b"\x00") == "without a word"
+    assert bare.disconnect_body(11, "by\ne") == u32(11) + string(b"by\\ne") + string(b"")
 
 
 def test_frames() -> None:

@@ -58,9 +58,11 @@ def split(stream: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def receive(core: BareSession, stream: bytes, piece: int = 1 << 20, sink_bytes: int = 1 << 20) -> bytes:
-    """Feed it in pieces, as a socket would; return what the caller got."""
-    got = bytearray()
+def receive(
+    core: BareSession, stream: bytes, piece: int = 1 << 20, sink_bytes: int = 1 << 20, got: bytearray | None = None
+) -> bytes:
+    """Feed it in pieces, as a socket would; return what the caller got, which `got` has even if it fails."""
+    got = bytearray() if got is None else got
     sink = memoryview(bytearray(sink_bytes))
     while stream or core.ready:
         count = core.take([sink])
@@ -329,19 +331,7 @@ def test_what_came_before_a_goodbye_is_the_callers(piece: int, sink_bytes: int) 
     core = opened()
     stream = packet(94, OURS, string(b"last words")) + packet(1, u32(11), string(b"leaving"), string(b"en"))
     got = bytearray()
-    sink = memoryview(bytearray(sink_bytes))
     with pytest.raises(RemoteProtocolError, match="leaving"):
-        while stream or core.ready:
-            count = core.take([sink])
-            if not count:
-                taken = 0
-                for place in core.buffers([sink]):
-                    part = stream[taken : min(piece, taken + len(place))]
-                    place[: len(part)] = part
-                    taken += len(part)
-                stream = stream[taken:]
-                count = core.received(taken)
-            got += sink[:count]
-            core.consumed(count)
-        core.take([sink])
+        receive(core, stream, piece, sink_bytes, got)
+        core.take([memoryview(bytearray(sink_bytes))])
     assert got == b"last words"

@@ -8,7 +8,7 @@ from functools import partial, wraps
 import trio
 import trio.testing
 
-from sshmuxfs.stillness import HOLD_S, LOOKUP_S, MAX_REFUSED, Stillness
+from sshmuxfs.stillness import HOLD_S, LATE_S, LOOKUP_S, MAX_REFUSED, Stillness
 from sshmuxfs.tree.inodes import Inode
 
 DIRECTORY = Inode(1, None, b"")
@@ -123,3 +123,40 @@ async def test_who_never_comes_again_is_forgotten() -> None:
         for place in (NAME, OTHER):
             nursery.start_soon(partial(names.wait, place))
     assert trio.current_time() > 0 and not names._holds
+
+
+@with_a_clock_of_its_own
+async def test_callers_who_take_turns_hold_a_change_back_for_a_bounded_time() -> None:
+    names = Stillness()
+
+    async def hold_on() -> None:
+        caller = 0
+        while True:
+            caller += 1
+            names.refused(caller)
+            await names.before_lookup(caller, *NAME)
+            names.after_lookup(caller)
+            await trio.sleep(HOLD_S / 2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold_on)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(100 * LATE_S):
+            assert await waited_s(names.wait(NAME)) == LATE_S
+        nursery.cancel_scope.cancel()
+
+
+@with_a_clock_of_its_own
+async def test_the_time_of_a_hold_begins_when_the_change_before_it_has_ended() -> None:
+    names = Stillness()
+    names.refused(ME)
+
+    async def change() -> None:
+        with names.changing(NAME):
+            await trio.sleep(HOLD_S * 3 / 4)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change)
+        await trio.testing.wait_all_tasks_blocked()
+        await names.before_lookup(ME, *NAME)
+    assert await waited_s(names.wait(NAME)) == HOLD_S

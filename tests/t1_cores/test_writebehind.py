@@ -310,3 +310,31 @@ async def test_a_writer_that_waits_for_room_hears_of_the_loss(tmp_path: Path) ->
             with trio.fail_after(20):
                 await heard.wait()
         assert file.dirty.used_bytes == 0
+
+
+@in_trio
+async def test_a_drain_does_not_wait_for_what_is_accepted_after_it_began(tmp_path: Path) -> None:
+    """Or who writes all the time would keep it from ever ending."""
+    async with writing(tmp_path / "file") as file:
+        file.process.pause()
+        before = content(4 * KERNEL_WRITE_BYTES)
+        await file.writer.write(0, before)
+        drained = trio.Event()
+
+        async def write_on() -> None:
+            offset = len(before)
+            while not drained.is_set():
+                await file.writer.write(offset, bytes(KERNEL_WRITE_BYTES))
+                offset += KERNEL_WRITE_BYTES
+                await trio.lowlevel.checkpoint()
+            assert offset > len(before)
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write_on)
+                await trio.testing.wait_all_tasks_blocked()
+                file.process.resume()
+                await file.writer.drain()
+                drained.set()
+        assert file.path.read_bytes()[: len(before)] == before
+        await file.writer.drain()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 
 import pytest
@@ -17,9 +16,9 @@ import trio.testing
 from mux.downstream.openssh import open_control
 from mux.protocol.control import Signal
 from mux.protocol.messages import Hello, NewSession, SessionOpened, encode
-from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 from tests.t2_join.fake import Peer, master_at
 from tests.t2_join.streams import in_trio, read_all, read_exactly, write_all
 
@@ -105,8 +104,5 @@ def test_18_no_descriptor_is_left_after_a_thousand_sessions(
     ours, theirs = open_descriptors("self"), open_descriptors(master.pid)
     trio.run(sessions, SESSIONS)
     assert open_descriptors("self") == ours
-    until = time.monotonic() + SETTLE_S
-    while open_descriptors(master.pid) > theirs and time.monotonic() < until:
-        time.sleep(processes.POLL_S)
-    assert open_descriptors(master.pid) <= theirs
+    wait_until(lambda: open_descriptors(master.pid) <= theirs, "the master has what it had before", SETTLE_S)
     assert master.control("check").returncode == 0

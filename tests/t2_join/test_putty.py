@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.support import putty as tools
 from tests.support.putty import PuttyUpstream
 from tests.support.putty_tap import Tap
 from tests.support.sshd import Sshd, sftp_server
+from tests.support.waiting import wait_until
 from tests.t2_join.streams import in_trio, read_all, read_exactly, write_all
 
 SFTP_INIT = b"\x00\x00\x00\x05\x01\x00\x00\x00\x03"
@@ -52,13 +52,6 @@ async def run(path: str, command: bytes, **arguments: object) -> tuple[bytes, in
     with await open_session(path, command, subsystem=False, **arguments) as stream:  # type: ignore[arg-type]
         output = await read_all(stream)
         return output, await stream.wait_closed(), stream.stderr_text()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + EVENT_DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(processes.POLL_S)
 
 
 # -- finding it -------------------------------------------------------------------------------------------------------
@@ -320,7 +313,7 @@ async def test_d4_d10_d11_a_thousand_sessions_and_nothing_wrong_on_the_wire(
         async with trio.open_nursery() as nursery:
             for number in range(1000):
                 nursery.start_soon(one, number)
-        until(lambda: all(97 in talk.sent() for talk in tap.conversations), "every session is closed")
+        wait_until(lambda: all(97 in talk.sent() for talk in tap.conversations), "every session is closed")
         tap.check()
         assert len(tap.conversations) == 1000
         for conversation in tap.conversations:
@@ -366,7 +359,7 @@ async def test_d6_an_upstream_that_is_not_logged_in_yet(
     listener = processes.known(server.pid)
     processes.send_signal(listener, signal.SIGSTOP)
     upstream = make_upstream(server, wait=False)
-    until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
+    wait_until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
     waiting = f"waiting for the PuTTY upstream to log in (process {upstream.pid})"
     said: list[str] = []
     with pytest.raises(JoinError, match="has not logged in yet") as late:
@@ -397,7 +390,7 @@ async def test_d6_an_upstream_that_fails_to_log_in(
     processes.send_signal(listener, signal.SIGSTOP)
     (server.directory / "authorized_keys").write_text("")
     upstream = make_upstream(server, wait=False)
-    until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
+    wait_until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
     said: list[str] = []
     async with trio.open_nursery() as nursery:
 

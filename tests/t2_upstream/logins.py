@@ -27,8 +27,8 @@ from mux.upstream.login import login
 from mux.upstream.prompts import Prompts
 from mux.upstream.routes import Facts
 from mux.upstream.settings import Settings
-from tests.support import processes
 from tests.support.sshd import HOST, Sshd
+from tests.support.waiting import wait_until
 
 DEADLINE_S = 60.0
 
@@ -142,10 +142,8 @@ class Agent:
         self._process = subprocess.Popen(
             ["ssh-agent", "-D", "-a", self.path], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
-        until = time.monotonic() + DEADLINE_S
-        while self.run("-l").returncode > 1:
-            assert time.monotonic() < until and self._process.poll() is None, "ssh-agent did not start"
-            time.sleep(processes.POLL_S)
+        wait_until(lambda: self._process.poll() is not None or self.run("-l").returncode <= 1, "ssh-agent starts")
+        assert self._process.poll() is None, "ssh-agent did not start"
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import asyncssh
 import pytest
 
 from mux.errors import ExitCode
-from tests.support import processes
 from tests.support.sshd import Sshd
-from tests.t2_upstream.logins import DEADLINE_S, Agent, Said, asked, askpass, keygen, log_in, refused, sign
+from tests.support.waiting import wait_until
+from tests.t2_upstream.logins import Agent, Said, asked, askpass, keygen, log_in, refused, sign
 
 PASSPHRASE = "correct horse"
 
@@ -41,10 +40,7 @@ def admit(server: Sshd, *keys: Path) -> None:
 
 def whole_log(server: Sshd) -> str:
     """What it says of logins is handed on by processes that end with their connections: all of it, once they have."""
-    until = time.monotonic() + DEADLINE_S
-    while server.sessions():
-        assert time.monotonic() < until, "a connection does not end"
-        time.sleep(processes.POLL_S)
+    wait_until(lambda: not server.sessions(), "all connections have ended")
     return server.log_text()
 
 
@@ -289,7 +285,4 @@ def test_a_key_in_the_agent_for_a_while(server: Sshd, tmp_path: Path, agent: Age
     admit(server, key)
     log_in(server.ssh_config, f"IdentityFile={key}", f"IdentityAgent={agent.path}", "AddKeysToAgent=1")
 
-    until = time.monotonic() + 15
-    while "no identities" not in agent.run("-l").stdout:
-        assert time.monotonic() < until
-        time.sleep(processes.POLL_S)
+    wait_until(lambda: "no identities" in agent.run("-l").stdout, "the agent has forgotten the key")

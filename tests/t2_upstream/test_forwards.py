@@ -646,6 +646,23 @@ def test_the_end_as_somebody_comes(sshd: Sshd, path: str, kind: str) -> None:
     asyncio.run(main())
 
 
+def test_the_end_in_the_step_in_which_one_is_open(sshd: Sshd, path: str) -> None:
+    async def main() -> None:
+        listening = str(sshd.control_dir / "opened-last")
+        forward = Forward(ForwardKind.LOCAL, listening.encode(), PATH_PORT, b"127.0.0.1", 9)
+        async with riding(sshd, path) as ride:
+            forwards = ride.upstream.forwards
+            opening = asyncio.ensure_future(forwards.open(forward))
+            async with asyncio.timeout(60):
+                while not os.path.exists(listening):
+                    await asyncio.sleep(0)
+            forwards.close_all()
+            await asyncio.wait([opening], timeout=60)
+            assert not forwards.standing and not os.path.exists(listening)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("host", "gateway_ports", "names"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mux.errors import ExitCode, JoinError
+from mux.upstream import commandlines
 from mux.upstream.prompts import Prompts
 from mux.upstream.workers import Workers, in_thread
 from tests.support import processes
@@ -58,6 +59,31 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
             await in_thread(lambda: os.open("/nowhere/at/all", os.O_RDONLY))
 
     run(main)
+
+
+def test_command_lines_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    lookers = Workers(1)
+    for name, value in {"_LOOKERS": lookers, "AFTER_S": 0.0, "MAX_WAITING": 2}.items():
+        monkeypatch.setattr(commandlines, name, value)
+    told: list[str] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        lookers.submit(lambda: os.read(reading, 1), lambda *_: None)
+        for _ in range(5):
+            commandlines.look_up(os.getpid(), told.append)
+        behind = loop.create_future()
+        loop.call_later(0.0, behind.set_result, None)
+        await behind
+        assert lookers.waiting == 2
+        os.write(writing, b"x")
+        await in_thread(lambda: None, lookers)  # the only thread takes one after the other
+        assert len(told) == 2 and all("python" in line for line in told)
+
+    run(main)
+    os.close(writing)
+    os.close(reading)
 
 
 def test_a_terminal_that_was_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.support import processes
 from tests.support.descriptors import only_free
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
+from tests.support.waiting import wait_until
 from tests.t2_upstream.starting import DEADLINE_S, ending, gated, logins, upstreams, walk
 
 
@@ -53,17 +53,19 @@ def gate(tmp_path: Path) -> Path:
 
 def wait_for_login(gate: Path, running: Running | None = None) -> int:
     """Wait until a login stands at the gate; gives the descriptor to let it through by, with `os.close`."""
-    until = time.monotonic() + DEADLINE_S
-    while True:
+    held: list[int] = []
+
+    def comes() -> bool:
         try:
-            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+            held.append(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as error:
             if error.errno != errno.ENXIO:  # which is that nobody reads
                 raise
-        if running is not None and running.wait(processes.POLL_S):
-            raise AssertionError(f"it ended before: {running.result()}")
-        assert time.monotonic() < until, "nobody comes to the gate"
-        time.sleep(processes.POLL_S)
+            assert running is None or not running.wait(0), f"it ended before: {running.result()}"
+        return bool(held)
+
+    wait_until(comes, "somebody comes to the gate")
+    return held[0]
 
 
 def test_taken_back_while_it_logs_in(sshd: Sshd, path: Path, gate: Path) -> None:
@@ -170,10 +172,7 @@ def test_who_waits_can_give_up(sshd: Sshd, path: Path) -> None:
     lock = Lock.take(str(path), wait=False)
     assert lock is not None
     running = walk(sshd, control_path=path).begin()
-    running.cancel()
-    assert running.wait(DEADLINE_S)
-    with pytest.raises(JoinError, match="interrupted"):
-        running.result()
+    take_back(running)
     lock.release()
     # Its thread still waited for the lock: it has given it back by now, or does so at once.
     again = Lock.take(str(path), wait=True)
@@ -252,10 +251,7 @@ def test_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate: Path) -> 
     options = gated(sshd, gate)
     running = walk(sshd, *options, control_path=path, terms=Terms(ssh_command=("ssh",))).begin()
     held = wait_for_login(gate, running)
-    running.cancel()
-    assert running.wait(DEADLINE_S)
-    with pytest.raises(JoinError, match="interrupted"):
-        running.result()
+    take_back(running)
     os.close(held)
 
 
@@ -265,10 +261,7 @@ def test_a_stopped_ssh_as_our_engine_is_taken_back(sshd: Sshd, path: Path, gate:
     held = wait_for_login(gate, running)
     ssh = engine(path)
     processes.send_signal(ssh, signal.SIGSTOP)
-    running.cancel()
-    assert running.wait(DEADLINE_S)
-    with pytest.raises(JoinError, match="interrupted"):
-        running.result()
+    take_back(running)
     assert processes.look(ssh.pid) is None
     os.close(held)
 
@@ -282,12 +275,17 @@ def test_ssh_as_our_engine_that_ignores_its_end_is_killed(
     running = walk(sshd, *options, control_path=path, terms=deaf).begin()
     held = wait_for_login(gate, running)
     ssh = engine(path)
+    take_back(running)
+    assert processes.look(ssh.pid) is None
+    os.close(held)
+
+
+def take_back(running: Running) -> None:
+    """Cancel it, and see it end for that reason."""
     running.cancel()
     assert running.wait(DEADLINE_S)
     with pytest.raises(JoinError, match="interrupted"):
         running.result()
-    assert processes.look(ssh.pid) is None
-    os.close(held)
 
 
 def engine(path: Path) -> processes.Process:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
+from tests.support.waiting import wait_until
 from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, SSH_FAILED, about, rider
-from tests.t5_upstream.clients import wait_until
 
 
 def test_stop(holder: Master) -> None:

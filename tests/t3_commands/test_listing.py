@@ -20,8 +20,8 @@ from mux.commands.upstreams import find
 from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
+from tests.support.waiting import wait_until
 from tests.t3_commands.command import OK, rider, rows, sshmux
-from tests.t5_upstream.clients import wait_until
 
 
 def listed(sshd: Sshd, *arguments: str) -> dict[str, dict[str, Any]]:

@@ -55,6 +55,7 @@ def test_a_persisting_master() -> None:
         ("psftp -P 2222 host", "host", "host:2222"),
         ("plink -P port host", "host", "local@host"),
         ("plink a@b@host", "a@b@host", "a@b@host"),
+        pytest.param(f"plink me@host {'9' * 5000}", "me@host", "me@host", id="no port"),
     ],
 )
 def test_the_names_of_a_putty(line: str, typed: str, name: str) -> None:

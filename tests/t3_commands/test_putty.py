@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,12 +19,12 @@ from mux.commands.upstreams import Upstream as Row
 from mux.commands.upstreams import find
 from mux.rendezvous import putty
 from mux.rendezvous.sockets import Found
-from tests.support import processes
 from tests.support.background import START_DEADLINE_S
 from tests.support.master import Master
 from tests.support.putty import ADDRESS, PuttyUpstream, environment, identity, remove_directory
 from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import SSHMUX, Upstream
+from tests.support.waiting import wait_until
 from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, about, rider, rows, sshmux
 from tests.t5_putty.riders import Riders, said
 
@@ -94,10 +93,12 @@ def lines_of(plink: PuttyUpstream, pid: int) -> list[str]:
         numbers = re.findall(rf"downstream (#\d+): connected from pid {pid}\b", text)
         return [line.split(": ", 1)[1] for line in text.splitlines() if any(f" {one}: " in line for one in numbers)]
 
-    until = time.monotonic() + START_DEADLINE_S
-    while (not told() or told()[-1] != "disconnected") and time.monotonic() < until:
-        time.sleep(processes.POLL_S)
+    def over() -> bool:
+        nonlocal text
         text = plink.log_text()
+        return told()[-1:] == ["disconnected"]
+
+    wait_until(over, f"plink has seen process {pid} go")
     return [line.partition(" from pid ")[0] for line in told()]
 
 
@@ -183,9 +184,7 @@ def test_one_of_a_saved_session_has_no_name(stack: ExitStack, server: Sshd) -> N
     )
     stack.callback(process.wait, START_DEADLINE_S)
     stack.callback(process.kill)
-    until = time.monotonic() + START_DEADLINE_S
-    while putty.probe(name).found is not Found.LIVE and time.monotonic() < until:
-        time.sleep(processes.POLL_S)
+    wait_until(lambda: putty.probe(name).found is Found.LIVE, "the saved session is shared")
     told = next(one for one in listed(server) if one["pid"] == process.pid)
     assert (told["host"], told["kind"], told["state"]) == (None, "putty", "live")
 

@@ -362,3 +362,20 @@ async def test_fsync_tells_of_what_another_descriptor_writes_meanwhile(tmp_path:
         await w.operations.flush(other)
         for each in (handle, other):
             await w.operations.release(each)
+
+
+@in_trio
+async def test_fsync_tells_once_of_what_failed_before_through_another_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    async with world(tmp_path / "small", make_process=lambda: in_namespace(tmp_path, SMALL)) as w:
+        handle, entry = await w.create("file")
+        other = await w.open(entry.st_ino, os.O_RDWR)
+        await w.operations.write(handle, 0, bytes(KERNEL_BYTES))
+        writer = w.operations._files[handle].writer
+        assert writer is not None
+        await writer.settled()
+        assert await refused(w.operations.fsync(other, False)) == "ENOSPC"
+        await w.operations.fsync(other, False)
+        assert await refused(w.operations.flush(handle)) == "ENOSPC"
+        for each in (handle, other):
+            await w.operations.release(each)

@@ -22,6 +22,7 @@ from tests.support.sftp_process import eventually, handles_left_open, in_trio
 from tests.t3_operations.world import CTX, World, refused, world
 
 TIMES = 40
+TRUNCATING = os.O_WRONLY | os.O_TRUNC
 
 
 async def together(w: World, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
@@ -224,6 +225,20 @@ async def test_a_change_does_not_wait_for_an_open_that_never_comes(tmp_path: Pat
 
 
 @in_trio
+async def test_a_name_that_was_not_found_is_held_for_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"first")
+    (tmp_path / "new").write_bytes(b"second")
+    async with world(tmp_path) as w:
+        number = await w.number("file")
+        await w.lookup("new")
+        await w.operations.unlink(ROOT_NUMBER, b"file", CTX)
+        assert await refused(w.open(number)) == "ESTALE"
+        assert await refused(w.lookup("file")) == "ENOENT"
+        assert w.operations._names.stillness._holds == {}
+        await rename(w, "new", "file")
+
+
+@in_trio
 async def test_a_file_that_is_open_and_has_no_name_can_be_opened_again(tmp_path: Path) -> None:
     """As /proc/self/fd does: through the server's handle, as far as that was opened for it."""
     (tmp_path / "file").write_bytes(b"first")
@@ -265,6 +280,21 @@ async def test_an_open_that_crosses_two_renames_is_of_the_file_that_was_asked_fo
                 await w.operations.unlink(ROOT_NUMBER, name.encode(), CTX)
                 await refused(w.lookup("b"))
             w.tree.distrust(w.tree.root)
+
+
+@in_trio
+async def test_what_is_emptied_on_opening_is_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    """What was opened by mistake can be given back; what was cut off by mistake cannot."""
+    async with world(tmp_path) as w:
+        for name in ("a", "b"):
+            (tmp_path / name).write_bytes(name.encode())
+        number = await w.number("a")
+        await w.lookup("b")
+        *_, handle = await together(
+            w, partial(rename, w, "a", "c"), partial(rename, w, "b", "a"), partial(w.open, number, TRUNCATING)
+        )
+        assert ((tmp_path / "a").read_bytes(), (tmp_path / "c").read_bytes()) == (b"b", b"")
+        await w.operations.release(handle)
 
 
 @in_trio
@@ -323,3 +353,24 @@ async def test_attributes_are_set_of_the_file_that_was_meant(tmp_path: Path, is_
         assert ((tmp_path / "c").stat().st_mode & 0o777, (tmp_path / "a").stat().st_mode & 0o777) == (0o600, 0o644)
         if handle is not None:
             await w.operations.release(handle)
+
+
+@in_trio
+async def test_a_handle_given_back_meanwhile_is_not_used(tmp_path: Path) -> None:
+    """The server gives its number to the next file that is opened."""
+    for name in ("file", "other"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (5, 5))
+    async with world(tmp_path) as w:
+        number, other = await w.number("file"), await w.number("other")
+        handle = await w.open(number, os.O_RDWR)
+        await w.operations.unlink(ROOT_NUMBER, b"file", CTX)
+        refusal, _, opened = await together(
+            w,
+            partial(refused, w.setattr(number, atime_ns=7 * 10**9)),
+            partial(w.operations.release, handle),
+            partial(w.open, other, os.O_RDWR),
+        )
+        assert refusal == "ESTALE"
+        assert (tmp_path / "other").stat().st_atime == 5
+        await w.operations.release(opened)

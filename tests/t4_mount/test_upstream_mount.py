@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tests.support import mounts, processes
 from tests.support.master import Master
 from tests.support.mounted import SSHMUXFS, Mount, sshmuxfs
 from tests.support.sshd import HOST, Sshd, program
+from tests.support.waiting import wait_until
 from tests.t2_upstream.other_server import OtherServer, Wish
 from tests.t2_upstream.starting import logins, upstreams
 from tests.t5_upstream.terminal import Terminal
@@ -242,13 +242,15 @@ def test_who_is_not_let_in_again_does_not_ask_again(
 
 def until_answered(path: Path) -> None:
     """The pause after failed attempts ends by itself."""
-    for _ in range(30):
+
+    def answers() -> bool:
         try:
             os.listdir(path)
-            return
         except OSError:
-            processes.wait_ended([processes.known(os.getpid())], 0.3)
-    raise AssertionError("the mount stays without a connection")
+            return False
+        return True
+
+    wait_until(answers, "the mount has a connection again")
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
@@ -287,10 +289,7 @@ def cooked(terminal: Terminal) -> bool:
 
 
 def wait_mounted(place: Path) -> None:
-    until = time.monotonic() + DEADLINE_S
-    while mounts.mounted_at(place) is None:
-        assert time.monotonic() < until, f"nothing is mounted at {place}"
-        time.sleep(processes.POLL_S)
+    wait_until(lambda: mounts.mounted_at(place) is not None, f"something is mounted at {place}")
 
 
 @pytest.mark.parametrize("arguments", [(), ("-f",)], ids=["background", "foreground"])

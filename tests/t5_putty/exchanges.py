@@ -8,13 +8,12 @@ somebody who logs in by himself.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import processes
+from tests.support import mounts, processes
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.putty import PuttyUpstream, identity
@@ -95,7 +94,7 @@ def git(means: Means, there: Path, here: Path) -> int:
     first, clone, repository = there / "first", here / "clone", there / "repository"
     with ExitStack() as stack:
         for directory in (first, clone, repository):
-            stack.callback(lambda path: subprocess.run(["rm", "-rf", str(path)], check=True), directory)
+            stack.callback(mounts.remove_tree, directory)
         check(["git", "init", "-q", str(first)])
         (there / "down").rename(first / "down")
         check(["git", "-C", str(first), "add", "down"])

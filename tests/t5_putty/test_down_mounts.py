@@ -23,8 +23,9 @@ from tests.support.mounted import SSHMUXFS, PuttyMount
 from tests.support.putty import ADDRESS, PuttyUpstream
 from tests.support.putty_tap import Tap
 from tests.support.sshd import Sshd, sftp_server
+from tests.support.waiting import wait_until
 from tests.t5_putty.tapped import TappedMount, tapped
-from tests.t6_faults.faults import DISCONNECTED, MIB, attempt, await_path, await_true, outcome, together, under_way
+from tests.t6_faults.faults import DISCONNECTED, MIB, attempt, await_path, outcome, together, under_way
 
 BULK_BYTES = 100 * MIB
 LOST_CHANNELS = 30
@@ -179,8 +180,8 @@ def test_d10_channels_that_end_while_data_goes_both_ways(
     with under_way(lambda: together([read, write]), 2 * WITHIN_S) as busy:
         try:
             for _ in range(LOST_CHANNELS):
-                await_true(lambda: len(server.sftp_servers()) == 1, "a channel")
-                await_true(partial(flows, *passed()), "data to go both ways")
+                wait_until(lambda: len(server.sftp_servers()) == 1, "a channel")
+                wait_until(partial(flows, *passed()), "data to go both ways")
                 (process,) = server.sftp_servers()
                 processes.send_signal(process, signal.SIGKILL)
                 assert not processes.wait_ended([process], WITHIN_S)
@@ -262,7 +263,7 @@ def test_d6_an_upstream_that_logs_in_late(
         with started(sshd, command_of(upstream, place, "-f"), place) as patient:
             assert await_line(patient) == WAITING
             go_on()
-            await_true(lambda: mounts.mounted_at(place) is not None, "the mount")
+            wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
             assert outcome((place / "file").read_text) == "there"
         assert patient.returncode == 0
         tap.check()
@@ -313,7 +314,7 @@ def test_d7_an_upstream_that_is_killed_in_mid_read(
         assert outcome(os.stat, mount.path / "unknown") in DISCONNECTED
     assert mounts.mounted_at(mount.path) is not None and mount.running
     with PuttyUpstream(sshd):  # it takes over the socket that was left
-        await_true(lambda: outcome((mount.path / "file").read_text) == "there", "the mount to work again")
+        wait_until(lambda: outcome((mount.path / "file").read_text) == "there", "the mount to work again")
         mount.unmount()
 
 

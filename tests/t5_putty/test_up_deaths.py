@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
@@ -17,15 +17,16 @@ from mux.protocol.bare import PREFIX
 from mux.protocol.packets import PUTTY
 from mux.protocol.wire import string, u32
 from mux.upstream import putty as serving
+from mux.upstream.farewells import MAX_PARTING
 from tests.support import processes
 from tests.support.sshd import Sshd
 from tests.support.upstream import Upstream
+from tests.support.waiting import wait_until
 from tests.t2_upstream.riding import eventually
 from tests.t5_putty.bare_clients import GREETING, bare, connected, hear_greeting, relays, sharing, works
 from tests.t5_putty.riders import Riders, said
 from tests.t5_putty.riders import works as riders_work
 from tests.t5_putty.shown import clients
-from tests.t5_upstream.clients import wait_until
 from tests.t5_upstream.sockets import read_exactly
 
 ENDLESS = 2**32 - 1
@@ -187,6 +188,20 @@ def test_u33_everybody_is_told_that_we_go(
             assert b"Remote side sent disconnect message" in words, words
             assert (b"disconnected by user" if way == "exit" else b"SIGTERM was received") in words
     upstream.wait_ended()
+
+
+def test_u33_of_many_each_is_told(sshd: Sshd) -> None:
+    """Of more than are waited for, too."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            async with sharing(sshd) as ride:
+                crowd = [await stack.enter_async_context(bare(ride)) for _ in range(MAX_PARTING + 6)]
+                await eventually(lambda: len(relays(ride)) == len(crowd))
+                ride.upstream.end("everybody out")
+            assert [await one.last_words() for one in crowd] == ["everybody out"] * len(crowd)
+
+    asyncio.run(main())
 
 
 def test_u33_who_writes_without_end_is_told_and_who_reads_nothing_keeps_nobody(

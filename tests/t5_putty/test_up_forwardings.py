@@ -5,25 +5,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from mux.protocol.wire import string, u32
 from tests.support.ports import free_port, is_listening
 from tests.support.sshd import Sshd, program
+from tests.support.upstream import Upstream
+from tests.support.waiting import wait_until
 from tests.t2_upstream.proxied import Proxied
 from tests.t2_upstream.riding import eventually
 from tests.t5_putty.bare_clients import bare, relays, sharing, works
 from tests.t5_putty.riders import Riders
 from tests.t5_putty.riders import works as riders_work
-from tests.t5_upstream.clients import wait_until
 from tests.t5_upstream.sockets import Server, connected, read_exactly, refused, socks5
+from tests.t5_upstream.test_owners_options import (
+    COOKIE,
+    PROTOCOL_NAME,
+    X_PROGRAM,
+    Display,
+    authority_file,
+)
 
 LOCALHOST = "127.0.0.1"
 BULK_BYTES = 300_000
@@ -256,3 +267,26 @@ def test_u24_x11_by_a_way_that_cannot_be_swapped(sshd: Sshd, monkeypatch: pytest
             assert await kind(client) == 99
 
     asyncio.run(main())
+
+
+def test_u24_x11_comes_to_the_owners_display(
+    make_sshd: Callable[..., Sshd],
+    make_ours: Callable[..., tuple[Upstream, Riders]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program there has another cookie than the display, which sees its own; so it is for each who asks."""
+    there = ["X11Forwarding yes", f"SetEnv SHLVL=2 XAUTHORITY={tmp_path}/there"]
+    sshd = make_sshd(extra=[f"XAuthLocation {program('xauth')}", "Match all", *there])
+    (sshd.root / "x.py").write_text(X_PROGRAM)
+    with Display() as display, authority_file(tmp_path / "authority", display.name) as authority:
+        env = {**sshd.environment(), "DISPLAY": display.name, "XAUTHORITY": str(authority)}
+        monkeypatch.setattr(sshd, "environment", lambda: env)
+        _, riders = make_ours(sshd, options=["-oForwardX11=yes", "-oForwardX11Trusted=yes"])
+        for count in (1, 2):
+            said = riders.plink(f"{sys.executable} {sshd.root}/x.py", options=("-X",)).stdout
+            match = re.fullmatch(rb"([0-9a-f]{32}) b'\\x01welcome'\n", said)
+            assert match is not None, said
+            assert bytes.fromhex(match[1].decode()) != COOKIE
+            assert display.authorities == [(PROTOCOL_NAME, COOKIE)] * count
+        assert riders.plink('echo "[$DISPLAY]"').stdout == b"[]\n"

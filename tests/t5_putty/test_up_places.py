@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from mux.downstream import start
 from mux.errors import JoinError
 from mux.rendezvous import putty, putty_socket
 from tests.support.processes import CHECKOUT
@@ -30,25 +29,23 @@ from tests.t5_putty.riders import works as riders_work
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "name"),
+    ("arguments", "name"),
     [
-        ("plink", ["-P", "22", "me@{host}"], "me@{host}"),
-        ("plink", ["{host}"], "{user}@{host}"),
-        ("plink", ["-P", "2022", "me@{host}"], "me@{host}:2022"),
-        ("plink", ["-P", "2022", "me@[::1:2:{number}]"], "me@::1:2:{number}:2022"),
-        ("plink", ["-P", "2022", "-l", "me", "MiXed.{host}"], "me@MiXed.{host}:2022"),
+        (["-P", "22", "me@{host}"], "me@{host}"),
+        (["{host}"], "{user}@{host}"),
+        (["-P", "2022", "me@{host}"], "me@{host}:2022"),
+        (["-P", "2022", "me@[::1:2:{number}]"], "me@::1:2:{number}:2022"),
+        (["-P", "2022", "-l", "me", "MiXed.{host}"], "me@MiXed.{host}:2022"),
     ],
 )
-def test_u1_the_directory_is_the_one_plink_uses(
-    stack: ExitStack, sshd: Sshd, tool: str, arguments: list[str], name: str
-) -> None:
+def test_u1_the_directory_is_the_one_plink_uses(stack: ExitStack, sshd: Sshd, arguments: list[str], name: str) -> None:
     words = {"host": f"u1-{sshd.port}.invalid", "number": f"{sshd.port:x}", "user": putty.local_user()}
     putty.make_directory(putty.parent_directory())
     putty.make_salt(putty.parent_directory())
     directory = putty.directory_of(name.format(**words))
     stack.callback(remove_directory, directory)
     assert not os.path.exists(directory)
-    command = [program(tool), "-batch", "-shareexists", *(one.format(**words) for one in arguments)]
+    command = [program("plink"), "-batch", "-shareexists", *(one.format(**words) for one in arguments)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, env=Riders(sshd).env)
     assert done.returncode == 1
     assert os.path.isdir(directory)
@@ -130,7 +127,7 @@ def test_u3_a_user_with_a_long_name(parent: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_u3_is_said_in_one_line_and_the_rest_works(
-    make_sshd: Callable[..., Sshd], parent: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_sshd: Callable[..., Sshd], parent: Path, tmp_path: Path
 ) -> None:
     parent.mkdir(mode=0o755)
     main = tmp_path / "main.py"
@@ -142,7 +139,6 @@ def test_u3_is_said_in_one_line_and_the_rest_works(
         "sys.exit(main(sys.argv[1:]))\n"
     )
     sshd = make_sshd()
-    monkeypatch.setattr(start, "_MAIN", main)
     patched = tmp_path / "sshmux.py"
     patched.write_text(
         f"import sys\nsys.path.insert(0, {str(CHECKOUT)!r})\n"

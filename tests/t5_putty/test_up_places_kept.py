@@ -93,7 +93,11 @@ def test_a_file_in_the_way_is_left_alone(own: str) -> None:
     assert (directory / "socket").read_text() == "precious"
 
 
-def test_who_never_decides_stops_nobody(sshd: Sshd, own: str) -> None:
+def test_who_never_decides_stops_nobody(
+    sshd: Sshd, own: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again and again, and told once."""
+
     async def main() -> None:
         directory = putty.directory_of(own)
         with tempfile.TemporaryDirectory() as elsewhere, putty.deciding(directory, create=True):
@@ -102,6 +106,34 @@ def test_who_never_decides_stops_nobody(sshd: Sshd, own: str) -> None:
                 ride.upstream.putty = places
                 assert await places.open() == []
                 assert places.published == []
+                published = putty_socket.publish
+                tried = []
+
+                def publish(name: str) -> putty_socket.PuttySocket:
+                    tried.append(name)
+                    return published(name)
+
+                monkeypatch.setattr(putty_socket, "publish", publish)
+                await eventually(lambda: len(tried) > 2)
                 assert (await ride.ssh(HOST, "echo here")).out == b"here\n"
 
+    with caplog.at_level("INFO"):
+        asyncio.run(main())
+    assert caplog.text.count("for now") == 1
+
+
+def test_an_end_while_names_are_published(sshd: Sshd, own: str) -> None:
+    """Nothing is looked after, or left, behind it."""
+
+    async def main() -> None:
+        taken: list[socket.socket] = []
+        places = putty_places.PuttyPlaces([own], taken.append, watch_s=0.02)
+        opening = asyncio.create_task(places.open())
+        await asyncio.sleep(0)
+        places.close()
+        await opening
+        assert places._timer is not None and places._timer.cancelled()
+        assert not taken and places.published == []
+
     asyncio.run(main())
+    assert not os.path.exists(putty.directory_of(own))

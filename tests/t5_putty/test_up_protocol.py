@@ -202,10 +202,13 @@ def test_u22_numbers_that_are_not_the_clients(sshd: Sshd, kind: int, whose: str)
             if whose == "its own, closed":
                 await client.say(97, own)
                 await client.hear_kind(97)
-            await client.say(kind, number, string(b"exec") + b"\1" + string(b"touch /tmp/u22"))
-            await client.say(127)  # ends it where that alone is overlooked
+            await client.say(kind, number, string(b"exec") + b"\1" + string(b"true"))
+            await client.say(127)
             words = await client.last_words()
-            assert words.startswith("the client sent a message ")
+            if kind == 93:  # that alone is overlooked, and does not end it
+                assert words.startswith("the client sent a message 127, ")
+            else:
+                assert words.startswith(f"the client sent a message {kind} for channel ")
             await other.say(94, theirs, string(b"as before"))
             assert (await other.hear_kind(94)).body[8:] == b"as before"
 
@@ -258,6 +261,26 @@ class Owner:
     async def confirm(self, text: str) -> bool:
         self.asked.append(text)
         return self.answer
+
+
+class Fault(Owner):
+    """Who cannot be asked."""
+
+    async def confirm(self, text: str) -> bool:
+        raise ValueError(text)
+
+
+def test_a_question_that_fails_costs_the_one_it_is_about(sshd: Sshd, expect_log: Callable[[str], None]) -> None:
+    expect_log("the owner could not be asked")
+
+    async def main() -> None:
+        async with sharing(sshd, control_master="ask", prompts=Fault(False)) as ride:
+            async with bare(ride) as client:
+                assert await client.last_words() == "the question about it met with a fault of ours"
+            await eventually(lambda: not ride.upstream.clients)
+            assert ride.upstream.tally.dropped == 1
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("answer", [True, False])

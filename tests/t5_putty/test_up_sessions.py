@@ -13,7 +13,9 @@ import pytest
 
 from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import Upstream, sshmux
+from tests.support.waiting import wait_until
 from tests.t5_putty.riders import Riders, works
+from tests.t5_putty.shown import clients, status
 from tests.t5_upstream.terminal import Terminal
 
 BULK_BYTES = 50 << 20
@@ -80,8 +82,7 @@ def test_u30_keys_change_in_the_middle(
     upstream, riders = make_ours(make_sshd(), options=["-oRekeyLimit=1M"])
     data = pattern(b"u30", 24 << 20)
     assert riders.plink("cat", data=data).stdout == data
-    told = sshmux("status", "--json", "-F", str(riders.sshd.ssh_config), "-S", upstream.control_path, HOST)
-    assert json.loads(told.stdout)["connection"]["rekeys"] >= 8
+    assert status(upstream)["connection"]["rekeys"] >= 8
 
 
 def test_u36_the_server_opens_no_more_sessions(
@@ -120,16 +121,14 @@ def test_who_rides_is_shown(riders: Riders, ours: Upstream) -> None:
     where = ("-F", str(ours.sshd.ssh_config), "-S", ours.control_path, HOST)
     with riders.started("echo up; cat") as process:
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
-        while True:  # the command line is looked up in a moment
-            status = json.loads(sshmux("status", "--json", *where).stdout)
-            (rider,) = (one for one in status["clients"] if one["purpose"] == "putty")
-            if rider["command"]:
-                break
+        wait_until(lambda: [one["command"] for one in clients(ours)] != [""], "its command line is looked up")
+        told = status(ours)
+        (rider,) = clients(ours)
         assert rider["pid"] == process.pid and rider["command"].startswith(program("plink"))
         assert rider["software"].startswith("PuTTY")
-        assert [one["pid"] for one in status["channels"]] == [process.pid]
-        assert status["channels"][0]["description"] == "putty, session"
-        assert riders.name in [one["name"] for one in status["putty"]]
+        assert [one["pid"] for one in told["channels"]] == [process.pid]
+        assert told["channels"][0]["description"] == "putty, session"
+        assert riders.name in [one["name"] for one in told["putty"]]
         text = sshmux("status", *where).stdout
         assert riders.name in text and "plink" in text
         listed = json.loads(sshmux("list", "--json", "-F", str(ours.sshd.ssh_config)).stdout)

@@ -14,9 +14,10 @@ from tests.support.master import Master
 from tests.support.mounted import MountError
 from tests.support.putty import PuttyUpstream
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 from tests.t2_upstream.starting import logins
 from tests.t5_putty.exchanges import HOLDERS, PROGRAMS, JoiningMount, alone_as_well, exchange, only_riding, place_of
-from tests.t6_faults.faults import await_true, outcome
+from tests.t6_faults.faults import outcome
 
 SIZE_BYTES = 300_000
 
@@ -128,11 +129,11 @@ def test_a_mount_goes_from_one_kind_to_the_other(
     master, plink = both
     with JoiningMount(place_of(master.sshd), master.sshd.root) as mount:
         master.exit()
-        await_true(lambda: outcome((mount.path / "one").write_text, "by PuTTY") == 8, "the mount to work again")
+        wait_until(lambda: outcome((mount.path / "one").write_text, "by PuTTY") == 8, "the mount to work again")
         assert f"connected from pid {mount.pid} " in plink.log_text()
         with Master(master.sshd):
             plink.kill()
-            await_true(lambda: outcome((mount.path / "two").write_text, "by a master") == 11, "the mount to work again")
+            wait_until(lambda: outcome((mount.path / "two").write_text, "by a master") == 11, "the mount to work again")
             mount.unmount()
     assert (master.sshd.root / "one").read_text() == "by PuTTY"
     assert (master.sshd.root / "two").read_text() == "by a master"

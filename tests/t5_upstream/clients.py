@@ -11,15 +11,14 @@ import itertools
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd, program
+from tests.support.waiting import wait_until
 
 # For anything that takes a fraction of a second on an idle machine.
 DEADLINE_S = 60.0
@@ -177,14 +176,6 @@ def say(process: subprocess.Popen[bytes], data: bytes) -> None:
     assert process.stdin is not None
     process.stdin.write(data)
     process.stdin.flush()
-
-
-def wait_until(holds: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Return once `holds()` does. Raises AssertionError with `what` at the deadline."""
-    until = time.monotonic() + deadline_s
-    while not holds():
-        assert time.monotonic() < until, f"not within {deadline_s:g} s: {what}"
-        time.sleep(processes.POLL_S)
 
 
 def wait_for_file(path: Path, deadline_s: float = DEADLINE_S) -> str:

@@ -14,7 +14,8 @@ import pytest
 from mux.protocol.messages import Failure, Info, InfoRequest, Ok, StopListening, Terminate
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
-from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, null, session
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.sshd import HOST
-from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
 
 TEXT = b"".join(b"line %d\n" % number for number in range(2000))

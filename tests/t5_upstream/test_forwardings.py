@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.ports import free_port
 from tests.support.sshd import HOST
-from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.sockets import Server, connected, echoes, read_all, refused, socks4, socks5
 from tests.t5_upstream.sockets import there_and_back as exchange

@@ -34,7 +34,8 @@ from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.ports import free_port
 from tests.support.sshd import HOST
-from tests.t5_upstream.clients import Clients, descriptors_of, ended, line_of, say, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import Clients, descriptors_of, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import GREETING, Hangup, Raw, null, pipes, session, well
 

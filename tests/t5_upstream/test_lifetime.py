@@ -18,7 +18,8 @@ from tests.support.delay_proxy import DelayProxy
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.upstream import SSHMUX, Upstream, sshmux
-from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, null, run, session
 

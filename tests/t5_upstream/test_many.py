@@ -16,6 +16,7 @@ from tests.support.bounded import in_subprocess
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import HOST
+from tests.support.waiting import wait_until
 from tests.t5_upstream.clients import (
     DEADLINE_S,
     Clients,
@@ -25,7 +26,6 @@ from tests.t5_upstream.clients import (
     line_of,
     say,
     threads_of,
-    wait_until,
 )
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, null, pipes, run, session

@@ -16,7 +16,8 @@ import pytest
 from tests.support.master import Master
 from tests.support.ports import is_listening
 from tests.support.sshd import HOST, Sshd, program
-from tests.t5_upstream.clients import DEADLINE_S, Clients, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import DEADLINE_S, Clients
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.sockets import Server, read_exactly
 

@@ -14,7 +14,8 @@ from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import SSHMUX
-from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say, wait_for_file, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say, wait_for_file
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import run
 from tests.t5_upstream.terminal import Terminal

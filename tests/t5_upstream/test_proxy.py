@@ -14,7 +14,8 @@ from mux.protocol.messages import Proxy, ProxyReady
 from tests.support.master import Master
 from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd
-from tests.t5_upstream.clients import SSH_FAILED, Clients, ended, line_of, say, wait_for_file, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import SSH_FAILED, Clients, ended, line_of, say, wait_for_file
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, well
 from tests.t5_upstream.sockets import Server, connected, echoes, refused, there_and_back

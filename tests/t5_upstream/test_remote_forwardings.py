@@ -11,7 +11,8 @@ import pytest
 from tests.support.master import Master
 from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd
-from tests.t5_upstream.clients import SSH_FAILED, Clients, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import SSH_FAILED, Clients
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.sockets import Server, connected, echoes, read_all, refused, socks5, there_and_back
 from tests.t5_upstream.test_forwardings import failure, forwarding

@@ -17,6 +17,7 @@ from mux.protocol.messages import ExitMessage, SessionOpened
 from tests.support.bounded import in_subprocess
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
+from tests.support.waiting import wait_until
 from tests.t5_upstream.clients import (
     DEADLINE_S,
     SSH_FAILED,
@@ -26,7 +27,6 @@ from tests.t5_upstream.clients import (
     line_of,
     say,
     wait_for_file,
-    wait_until,
 )
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, pipes, session

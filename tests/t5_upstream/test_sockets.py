@@ -19,7 +19,8 @@ from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.upstream import SSHMUX, Upstream, sshmux
-from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import run
 

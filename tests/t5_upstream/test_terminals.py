@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
-from tests.t5_upstream.clients import SSH_FAILED, Clients, ended, line_of, wait_for_file, wait_until
+from tests.support.waiting import wait_until
+from tests.t5_upstream.clients import SSH_FAILED, Clients, ended, line_of, wait_for_file
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.terminal import Terminal
 

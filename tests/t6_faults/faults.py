@@ -12,7 +12,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from tests.support import bounded, mounts, processes
 from tests.support.evil_answers import REACHED
 from tests.support.mounted import Mount
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 
 EVIL_SERVER = Path(__file__).resolve().parents[1] / "support" / "evil_sftp.py"
 
@@ -104,21 +104,12 @@ def under_way(task: Callable[[], Any], within_s: float) -> Iterator[Future[Any]]
 
 def await_path(path: Path) -> None:
     """Return when it is there."""
-    await_true(path.exists, f"{path} to appear")
+    wait_until(path.exists, f"{path} to appear")
 
 
 def await_reached(root: Path) -> None:
     """Return when the evil server that serves `root` has come to what it is to do wrong."""
     await_path(root / os.fsdecode(REACHED))
-
-
-def await_true(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
-    """Poll a state that comes without an event."""
-    until = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > until:
-            raise AssertionError(f"waited {within_s:g} s for {what}")
-        time.sleep(processes.POLL_S)
 
 
 def read(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import Self
 from tests.support import mounts, processes
 from tests.support.mounted import SSHMUXFS
 from tests.support.sshd import HOST, Sshd
-from tests.t6_faults.faults import await_true
+from tests.support.waiting import wait_until
 
 END_S = 60.0
 
@@ -94,4 +94,4 @@ def unmounted_after(place: Path) -> Iterator[None]:
     finally:
         if mounts.mounted_at(place) is not None:
             assert mounts.fusermount("-u", str(place)).returncode == 0
-        await_true(lambda: not servers(place), f"the processes of {place} to end")
+        wait_until(lambda: not servers(place), f"the processes of {place} to end")

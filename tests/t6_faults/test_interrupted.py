@@ -21,7 +21,8 @@ from tests.support import mounts
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import Sshd, program
-from tests.t6_faults.faults import await_path, await_reached, await_true, fill, make, outcome, read, server_option
+from tests.support.waiting import wait_until
+from tests.t6_faults.faults import await_path, await_reached, fill, make, outcome, read, server_option
 from tests.t6_faults.launched import END_S, Launched, arguments, servers, unmounted_after
 
 HELLO = struct.pack(">III", 8, 1, 4)  # MUX_MSG_HELLO of version 4
@@ -45,7 +46,7 @@ def interrupt(launched: Launched) -> None:
     assert launched.end() == ExitCode.INTERRUPTED, launched.output
     assert mounts.mounted_at(launched.place) is None
     assert "Traceback" not in launched.output
-    await_true(lambda: not servers(launched.place), "the background half to end")
+    wait_until(lambda: not servers(launched.place), "the background half to end")
 
 
 @BOTH
@@ -118,7 +119,7 @@ def test_right_after_the_mount(
         with Launched(
             sshd, remote_dir, place, control_path=shared_master.control_path, foreground=foreground
         ) as launched:
-            await_true(lambda: mounts.mounted_at(place) is not None, "the mount")
+            wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
             launched.signal(signal.SIGINT)
             check_ended(launched, foreground)
 
@@ -145,7 +146,7 @@ def check_ended(launched: Launched, foreground: bool) -> None:
     if code == ExitCode.OK and not foreground:
         with unmounted_after(launched.place):
             assert outcome(os.listdir, launched.place) == []
-    await_true(lambda: not servers(launched.place), "the background half to end")
+    wait_until(lambda: not servers(launched.place), "the background half to end")
     assert mounts.mounted_at(launched.place) is None
 
 
@@ -229,4 +230,4 @@ def test_the_log_goes_to_the_file(
         cwd=tmp_path,
     )
     outcome(os.stat, place / "evil:die:Lstat")
-    await_true(lambda: "the channel ended" in (tmp_path / "the log").read_text(), "the log")
+    wait_until(lambda: "the channel ended" in (tmp_path / "the log").read_text(), "the log")

@@ -13,6 +13,7 @@ from tests.support import mounts
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
@@ -21,7 +22,6 @@ from tests.t6_faults.faults import (
     UNMOUNT_S,
     attempt,
     await_reached,
-    await_true,
     ends_by,
     evil_server,
     fill,
@@ -170,7 +170,7 @@ def test_the_connection_is_lost_in_the_middle(
     assert mounts.mounted_at(mount.path) is not None and mount.running
     Path(master.control_path).unlink(missing_ok=True)
     with Master(sshd, control_path=master.control_path):
-        await_true(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
+        wait_until(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
         sound(mount, remote_dir)
         mount.unmount()
 
@@ -261,7 +261,7 @@ def test_what_is_lost_is_said_in_the_foreground(
     with Launched(
         sshd, remote_dir, place, control_path=shared_master.control_path, options=options, foreground=True
     ) as launched:
-        await_true(lambda: mounts.mounted_at(place) is not None, "the mount")
+        wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
 
         def write() -> object:
             descriptor = os.open(place / "evil:silence:Write", os.O_WRONLY | os.O_CREAT)

@@ -12,6 +12,7 @@ import pytest
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
@@ -20,7 +21,6 @@ from tests.t6_faults.faults import (
     WITHIN_DEADLINE_S,
     attempt,
     await_reached,
-    await_true,
     evil_server,
     evil_servers,
     fill,
@@ -115,7 +115,7 @@ def test_a_server_that_falls_silent(
     assert first.result() == "EIO"
     assert outcome(os.stat, mount.path / "good", within_s=WITHIN_DEADLINE_S) == "EIO"
     os.kill(evil_server(sshd, remote_dir).pid, signal.SIGKILL)
-    await_true(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
+    wait_until(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
     sound(mount, remote_dir)
 
 
@@ -183,12 +183,12 @@ def test_a_stopped_master_and_no_channel(
     master = make_master(sshd)
     mount = evil(AT_DEADLINE, master=master)
     os.kill(evil_server(sshd, remote_dir).pid, signal.SIGKILL)
-    await_true(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
+    wait_until(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
     master.freeze()
     for _ in range(3):
         assert outcome(os.stat, mount.path / "good", within_s=WITHIN_DEADLINE_S) in DISCONNECTED
     master.thaw()
-    await_true(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
+    wait_until(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
     sound(mount, remote_dir)
 
 
@@ -206,10 +206,10 @@ def test_new_channels_that_stay_silent(
     mount = evil(AT_DEADLINE, conversation="mute")
     (remote_dir / "mute").touch()
     os.kill(evil_server(sshd, remote_dir).pid, signal.SIGKILL)
-    await_true(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
+    wait_until(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
     for _ in range(3):
         assert outcome(os.stat, mount.path / "good", within_s=WITHIN_DEADLINE_S) in DISCONNECTED
-    await_true(lambda: len(evil_servers(sshd, remote_dir)) <= 1, "channels to be given back")
+    wait_until(lambda: len(evil_servers(sshd, remote_dir)) <= 1, "channels to be given back")
     (remote_dir / "mute").unlink()
-    await_true(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
+    wait_until(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
     sound(mount, remote_dir)
