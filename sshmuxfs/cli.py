@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from mux import signals
 from mux.errors import ExitCode, SharingError
 from sshmuxfs.options import Help, Options, UsageError, Version, parse
 
@@ -75,11 +76,14 @@ def _in_background(options: Options) -> int:
     """Mount in a child; return when it says that the mount works, or when it has ended."""
     # Both ends must hold: the child ends with its own code, and we pass that on.
     readable, writable = os.pipe()
+    # Until each of the two has said what is to be done with them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
     child = os.fork()
     if child == 0:
         _close_inherited(keep=writable)
         code = int(ExitCode.FAILURE)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = _mount(options, lambda: _let_go(writable))
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
@@ -92,8 +96,7 @@ def _in_background(options: Options) -> int:
     os.close(writable)
     # Ctrl-C reaches the child as well, which tidies up; what is left for us is to wait for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: os.kill(child, received))
+    signals.pass_on(os.pidfd_open(child))
     with os.fdopen(readable, "rb") as pipe:
         if pipe.read() == _READY:
             return ExitCode.OK

@@ -21,6 +21,7 @@ from time import monotonic
 import pyfuse3
 import trio
 
+from mux import signals
 from mux.downstream.join import join
 from mux.downstream.openssh import SessionStream
 from mux.downstream.start import Leash
@@ -95,10 +96,10 @@ async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
     `leashes` gets that of an upstream in the foreground.
     """
     refusal: SharingError | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*signals.heeded()) as received:
         async with trio.open_nursery() as nursery:
             mounted: list[Operations] = []
-            nursery.start_soon(_end_on_signals, signals, mounted, nursery.cancel_scope)
+            nursery.start_soon(_end_on_signals, received, mounted, nursery.cancel_scope)
             try:
                 await _serve(plan, nursery, mounted, leashes)
             except trio.Cancelled:
@@ -113,8 +114,10 @@ async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
     return refusal
 
 
-async def _end_on_signals(signals: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope) -> None:
-    async for number in signals:
+async def _end_on_signals(
+    received: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope
+) -> None:
+    async for number in received:
         log.info("ending on %s", signal.Signals(number).name)
         if not mounted:
             everything.cancel()

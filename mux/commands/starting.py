@@ -10,9 +10,9 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import Final
 
+from mux import signals
 from mux.downstream.start import Reached, Search, Terms
 from mux.errors import ExitCode, JoinError
 from mux.rendezvous.roles import Putty, Wish
@@ -49,29 +49,12 @@ def start(arguments: argparse.Namespace) -> int:
     if reached.leash is None or reached.pid is None:
         _tell(reached, as_json=arguments.json)
         return ExitCode.OK
-    ended = _end_together(reached.pid)
+    # What would end this process ends the upstream in front, our child, not waited for yet. Ctrl-C it takes for
+    # somebody else's as long as it has a starter, so it is told in words of its own.
+    ended = signals.pass_on(os.pidfd_open(reached.pid), instead=signal.SIGTERM)
     _tell(reached, as_json=arguments.json)
     reached.leash.wait()
     return ExitCode.INTERRUPTED if ended else ExitCode.OK
-
-
-def _end_together(pid: int) -> list[int]:
-    """Have what would end this process end the upstream in the foreground; returns where such signals are noted.
-
-    `pid` is our child, not waited for yet, so that the number is its own. Ctrl-C it takes for somebody else's as long
-    as it has a starter, so it is told in words of its own.
-    """
-    noted: list[int] = []
-    process = os.pidfd_open(pid)  # open until the end of the program, as the handlers are
-
-    def pass_on(number: int, _: object) -> None:
-        noted.append(number)
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, pass_on)
-    return noted
 
 
 def _take_option(arguments: argparse.Namespace, name: str) -> list[str]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from mux import signals
 from mux.errors import ExitCode, SharingError, printable
 from mux.rendezvous.order import Kind, Order, Report
 from mux.rendezvous.publish import Published, Taken, publish, remove_private_directory, remove_stale
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 # What the server still has to be sent is a DISCONNECT; a dead link takes nothing.
 GOODBYE_S: Final = 1.0
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # each ends it in order
 # The mount's own control connections end together with its leash, in any order.
 TELL_RIDERS_S: Final = 0.2
 
@@ -81,7 +81,7 @@ class Service:
 
     async def _live(self, settings: Settings) -> int:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in signals.heeded():
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_reader(self._starter.orders, self._on_starter)
         persists_s = self._persist_s(settings)
@@ -106,7 +106,7 @@ class Service:
             except TimeoutError:
                 pass
             # It ends in any case, and a loop that is being closed can no longer be told of a second one.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGWINCH))
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*signals.ENDING, signal.SIGWINCH))
 
     async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
         """Do what the starter waits for, unless the order is taken back meanwhile."""

@@ -26,14 +26,10 @@ def stop_event() -> int:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
-    def note(*_: object) -> None:
-        try:
-            os.write(writing, b"!")
-        except BlockingIOError:
-            pass
-
+    # Written to by the signal itself: a handler runs between two steps of Python only, and a wait is none.
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, lambda *_: None)
     return reading
 
 

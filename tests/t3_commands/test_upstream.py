@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_in_the_foreground_it_ends_with_its_command(sshd: Sshd, number: signal.S
     path = line.rpartition(" at ")[2].strip()
     assert line.startswith("Master started (pid=") and not os.path.exists(path)
     assert b"Traceback" not in log
+
+
+def test_in_the_foreground_a_hangup_that_is_ignored(sshd: Sshd) -> None:
+    """As under nohup(1): neither the command nor what it started takes notice."""
+    command = ["/usr/bin/nohup", sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=sshd.environment()
+    ) as process:
+        assert process.stdout is not None
+        told = re.fullmatch(r"Master started \(pid=(\d+)\) at (.*)\n", process.stdout.readline().decode())
+        assert told is not None
+        for pid in (process.pid, int(told[1])):
+            os.kill(pid, signal.SIGHUP)
+        assert sshd.ssh(HOST, "true").returncode == OK
+        assert process.poll() is None and os.path.exists(told[2])
+        process.terminate()
+        assert process.wait(COMMAND_DEADLINE_S) == ExitCode.INTERRUPTED
+    assert not os.path.exists(told[2])
 
 
 def test_persist(sshd: Sshd, started: Callable[..., subprocess.CompletedProcess[str]]) -> None:

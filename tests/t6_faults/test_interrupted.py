@@ -215,6 +215,22 @@ def test_a_terminal_is_let_go(sshd: Sshd, shared_master: Master, remote_dir: Pat
     assert outcome(read, place / "file") == b"still there"
 
 
+def test_a_hangup_that_is_ignored(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
+    """As under nohup(1): the mount stays, in the foreground too, and SIGTERM ends it."""
+    command = ["/usr/bin/nohup", *arguments(sshd, remote_dir, place, shared_master.control_path), "-f"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=sshd.environment()
+    ) as process:
+        wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
+        (remote_dir / "file").write_bytes(b"still there")
+        assert outcome(read, place / "file") == b"still there"
+        process.send_signal(signal.SIGHUP)
+        assert outcome(read, place / "file") == b"still there"
+        process.terminate()
+        assert process.wait(END_S) == 0
+    assert mounts.mounted_at(place) is None
+
+
 def test_the_log_goes_to_the_file(
     sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, tmp_path: Path
 ) -> None:

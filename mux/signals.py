@@ -1,0 +1,41 @@
+"""The signals that end a process of ours: which of them it heeds, and how one who only waits hands them on.
+
+One rule: what whoever started us has set to be ignored (nohup(1), a shell's background) stays ignored, as with ssh.
+Imported by `mux.upstream.service`, `mux.commands.starting`, `sshmuxfs.mount` and `sshmuxfs.cli`.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+from typing import Final
+
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heeded() -> list[signal.Signals]:
+    """Those of ENDING that are not ignored. SIGTERM is what ends a daemon, and always among them."""
+    return [each for each in ENDING if each == signal.SIGTERM or signal.getsignal(each) is not signal.SIG_IGN]
+
+
+def pass_on(process: int, instead: signal.Signals | None = None) -> list[signal.Signals]:
+    """From now on, have the signals that would end this process reach another one instead.
+
+    `process` is a pidfd that stays open; `instead` is sent for each of them if given. Returns the list in which they
+    are noted. For the main thread, which need not look: one of Python's own handlers would run only when that thread
+    returns from whatever it waits in, and so never if the signal came just before the wait.
+    """
+    noted: list[signal.Signals] = []
+    taken = heeded()
+    signal.pthread_sigmask(signal.SIG_BLOCK, taken)
+
+    def serve() -> None:
+        while True:
+            number = signal.Signals(signal.sigwait(taken))
+            noted.append(number)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, instead or number)
+
+    threading.Thread(target=serve, name="signals", daemon=True).start()
+    return noted
