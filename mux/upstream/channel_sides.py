@@ -6,11 +6,11 @@ opens or accepts channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mux.errors import ExitCode, SharingError
-from mux.protocol.connection import OpenFailure, Part
+from mux.protocol.connection import OpenFailure, Packet, Part
 
 from .turns import Braked
 
@@ -37,6 +37,7 @@ class Transport(Braked, Protocol):
     def add_route(self, route: Any, /) -> int: ...
     def remove_route(self, number: int, /) -> None: ...
     def send(self, kind: int, /, *parts: Part) -> None: ...
+    def send_all(self, packets: Sequence[Packet], /) -> None: ...
     def request(self, name: bytes, body: bytes, on_reply: Callable[[bool, bytes], None], /) -> None: ...
 
 

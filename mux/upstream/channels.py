@@ -197,9 +197,7 @@ class LiveChannel:
         taken = 0
         if room:
             taken, packets = self._channel.data(memoryview(data)[:room], stream)
-            send = self._engine.send
-            for packet in packets:
-                send(*packet)
+            self._engine.send_all(packets)
             self.sent_bytes += taken
             if self._period != self._turns.period:
                 self._period, self._period_bytes = self._turns.period, 0
@@ -287,9 +285,12 @@ class LiveChannel:
                 self.received_bytes += len(data)
                 self._end.data(stream, data)
             case WindowGrown():
-                if self._wants_room and not self._in_row and self.room_bytes:
-                    self._wants_room = False
-                    self._end.room()
+                if self._wants_room and not self._in_row:
+                    if self.room_bytes:
+                        self._wants_room = False
+                        self._end.room()
+                    else:  # the transport has enough, which it had not when the window was used up
+                        self.want_room()
             case Request(name, want_reply, body):
                 ok = self._end.request(name, want_reply, bytes(body))
                 if want_reply and not self._broken:

@@ -31,13 +31,13 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, SSHPacketLogger
 from cryptography.exceptions import InvalidTag
 
 from mux.errors import SharingError, printable
+from mux.protocol.connection import Packet
 
 from . import packets
 from .doors import Door, Doors, OnReply, Waiter
 from .handle import Close, Engine
 from .keepalive import Keepalive
 from .outbox import Outbox
-from .packets import Part
 from .routes import Address, Brake, Direction, Facts, IncomingOpen, Opener, Route
 
 __all__ = ["Address", "Brake", "Direction", "Engine", "Facts", "IncomingOpen", "Route", "self_check", "start"]
@@ -264,12 +264,15 @@ class _Connection(asyncssh.SSHClientConnection):
 
     # What goes
 
-    def post(self, kind: int, parts: Sequence[Part]) -> None:
-        if not self.post_fast(kind, parts) and self._transport is not None:
-            self.send_packet(kind, b"".join(parts))
+    def post(self, posted: Sequence[Packet]) -> None:
+        if self.post_fast(posted):
+            return
+        for kind, *parts in posted:
+            if self._transport is not None:
+                self.send_packet(kind, b"".join(parts))
 
-    def post_fast(self, kind: int, parts: Sequence[Part]) -> bool:
-        """Seal and send one packet, if nothing stands against it that asyncssh has to see to."""
+    def post_fast(self, posted: Sequence[Packet]) -> bool:
+        """Seal and send packets, if nothing stands against it that asyncssh has to see to."""
         encrypt = self.encrypt
         if (
             encrypt is None
@@ -280,16 +283,16 @@ class _Connection(asyncssh.SSHClientConnection):
         ):
             return False
         cipher = cast(GCMEncryption, self._send_encryption)._cipher
-        length, sealed = packets.seal(encrypt, cipher._iv, kind, parts)
-        cipher._update_iv()
-        self._send_seq = (self._send_seq + 1) & SEQUENCE_MASK
-        self._rekey_bytes_sent += len(sealed)
-        self.outbox.put(length, sealed)
+        # The nonces are used up before anything is called that could send as well.
+        sealed, cipher._iv = packets.seal(encrypt, cipher._iv, posted)
+        self._send_seq = (self._send_seq + len(posted)) & SEQUENCE_MASK
+        self._rekey_bytes_sent += sum(map(len, sealed))
+        self.outbox.put(*sealed)
         return True
 
     def send_packet(self, pkttype: int, *args: bytes, handler: SSHPacketLogger | None = None) -> None:
         if pkttype >= GLOBAL_REQUEST:
-            if self.post_fast(pkttype, args):
+            if self.post_fast([(pkttype, *args)]):
                 return
         elif pkttype == IGNORE and b"-cbc" not in self._enc_alg_cs:
             # asyncssh puts one before every packet; it is CBC alone that needs them (RFC 4251 section 9.3.1).
@@ -316,7 +319,7 @@ class _Connection(asyncssh.SSHClientConnection):
     def ask(self, name: bytes, body: bytes, on_reply: OnReply) -> None:
         waiter = cast("asyncio.Future[tuple[int, SSHPacket]]", Waiter(on_reply))
         self._global_request_waiters.append(waiter)
-        self.post(GLOBAL_REQUEST, (len(name).to_bytes(4, "big"), name, b"\x01", body))
+        self.post([(GLOBAL_REQUEST, len(name).to_bytes(4, "big"), name, b"\x01", body)])
 
     # New keys
 
@@ -515,16 +518,15 @@ def _check_cipher() -> list[str]:
     key, nonce, text = bytes(16), bytes(12), b"text"
     try:
         theirs = GCMEncryption(GCMCipher("aes128-gcm", key, nonce))
-        length, sealed = packets.seal(packets.sealer(theirs._cipher._key), theirs._cipher._iv, IGNORE, [text])
+        ours = packets.sealer(theirs._cipher._key)
+        (length, sealed), following = packets.seal(ours, theirs._cipher._iv, [(IGNORE, text)])
         body, tag = sealed[: -packets.TAG_BYTES], sealed[-packets.TAG_BYTES :]
         block = length + body[: packets.BLOCK_BYTES - packets.LENGTH_BYTES]
         plain = theirs.decrypt_packet(0, block, body[packets.BLOCK_BYTES - packets.LENGTH_BYTES :], 4, tag)
         if plain is None or plain[1 : -plain[0]] != bytes([IGNORE]) + text:
             return ["what GCMEncryption.decrypt_packet() returns"]
         start, tag = theirs.encrypt_packet(0, length, plain)
-        after = GCMCipher("aes128-gcm", key, nonce)
-        after._update_iv()
-        if packets.opener(key)(after._iv, start[packets.LENGTH_BYTES :] + tag, length) != plain:
+        if packets.opener(key)(following, start[packets.LENGTH_BYTES :] + tag, length) != plain:
             return ["what GCMEncryption.encrypt_packet() returns"]
     except Exception as error:
         return [f"GCMEncryption ({error!r})"]

@@ -8,12 +8,13 @@ they change, are the caller's. Imported by `mux.upstream.engine` only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-Part: TypeAlias = bytes | bytearray | memoryview
+from mux.protocol.connection import Packet, Part
+
 # `AESGCM.encrypt` and `AESGCM.decrypt` of one key: (nonce, data, associated data) -> data.
 Cipher: TypeAlias = Callable[[bytes, Part, Part], bytes]
 
@@ -24,6 +25,10 @@ LENGTH_BYTES: Final = 4
 SMALLEST_BYTES: Final = LENGTH_BYTES + BLOCK_BYTES + TAG_BYTES
 # RFC 4253 section 6.
 SMALLEST_PADDING_BYTES: Final = 4
+# RFC 5647 section 7.1: of a nonce the first part stays, and the second counts the packets under this key.
+_FIXED_BYTES: Final = 4
+_INVOCATION_BYTES: Final = 8
+_LAST_INVOCATION: Final = (1 << 8 * _INVOCATION_BYTES) - 1
 
 # Padding has to be there, and "SHOULD be random" (RFC 4253 section 6); under an AEAD cipher it hides nothing, so it is
 # drawn once: a call of the system for each packet would cost as much as the encryption of a small one.
@@ -43,11 +48,25 @@ def opener(key: bytes) -> Cipher:
     return AESGCM(key).decrypt
 
 
-def seal(encrypt: Cipher, nonce: bytes, kind: int, parts: Sequence[Part]) -> tuple[bytes, bytes]:
-    """Return the length and the sealed rest of one packet. `parts` are what follows `kind`."""
-    size = 2 + sum(map(len, parts))
-    padding = -size % BLOCK_BYTES
-    if padding < SMALLEST_PADDING_BYTES:
-        padding += BLOCK_BYTES
-    length = (size + padding).to_bytes(LENGTH_BYTES, "big")
-    return length, encrypt(nonce, b"".join((_HEADS[padding][kind], *parts, _PADDINGS[padding])), length)
+def seal(encrypt: Cipher, nonce: bytes, posted: Iterable[Packet]) -> tuple[list[bytes], bytes]:
+    """Seal packets in a row; returns what is to be sent, a length and the sealed rest for each, and the next nonce.
+
+    One loop for all of them: the pieces of a large write differ in their bytes alone.
+    """
+    fixed, invocation = nonce[:_FIXED_BYTES], int.from_bytes(nonce[_FIXED_BYTES:], "big")
+    sealed: list[bytes] = []
+    known, padding, length = -1, 0, b""
+    for kind, *parts in posted:
+        size = 2
+        for part in parts:
+            size += len(part)
+        if size != known:
+            known = size
+            padding = -size % BLOCK_BYTES
+            if padding < SMALLEST_PADDING_BYTES:
+                padding += BLOCK_BYTES
+            length = (size + padding).to_bytes(LENGTH_BYTES, "big")
+        plain = b"".join((_HEADS[padding][kind], *parts, _PADDINGS[padding]))
+        sealed += length, encrypt(fixed + invocation.to_bytes(_INVOCATION_BYTES, "big"), plain, length)
+        invocation = (invocation + 1) & _LAST_INVOCATION
+    return sealed, fixed + invocation.to_bytes(_INVOCATION_BYTES, "big")

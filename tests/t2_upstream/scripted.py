@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from mux.protocol.connection import Packet
 from mux.protocol.wire import u32
 from mux.upstream.channels import LiveChannel
 
@@ -42,6 +43,10 @@ class Server:
         if self.pauses_after_bytes is not None:
             self.pauses_after_bytes -= sum(map(len, parts))
             self.paused = self.pauses_after_bytes <= 0
+
+    def send_all(self, packets: Sequence[Packet]) -> None:
+        for packet in packets:
+            self.send(*packet)
 
     def request(self, name: bytes, body: bytes, on_reply: Callable[[bool, bytes], None]) -> None:
         self.asked.append(name)

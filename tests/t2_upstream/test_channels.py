@@ -461,6 +461,26 @@ def test_who_waits_for_the_window_is_not_called_for_the_transport() -> None:
     run(main)
 
 
+def test_a_window_that_grows_while_the_transport_has_enough_is_used_when_it_has_room() -> None:
+    """Its urgent bytes are spent, it is not in the row, and no other adjustment will ever come."""
+
+    async def main() -> None:
+        server, end = Server(), End()
+        channel = await opened(server, end, window=URGENT_BYTES)
+        assert channel.write(bytes(URGENT_BYTES + 1)) == URGENT_BYTES
+        server.paused = True
+        server.say(channel.number, 93, u32(5))
+        server.say(channel.number, 93, u32(5))
+        assert end.said == ["opened"]
+        server.resume()
+        assert end.said == ["opened", "room"]
+        # Once, however many adjustments there were.
+        server.resume()
+        assert end.said == ["opened", "room"]
+
+    run(main)
+
+
 def test_a_closed_channel_keeps_no_place_in_the_row() -> None:
     async def main() -> None:
         server, end = Server(), End()

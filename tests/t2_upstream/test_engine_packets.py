@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mux.protocol.connection import Packet
 from mux.upstream import packets
 from mux.upstream.engine import HIGH_WATER_BYTES, Engine
 from mux.upstream.handle import FIRST_TRIPS
@@ -186,20 +187,37 @@ def test_one_turn_of_the_loop_makes_one_write() -> None:
 @given(
     st.sampled_from([16, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size)),
     st.binary(min_size=12, max_size=12),
-    st.integers(0, 255),
-    st.lists(st.binary(max_size=70), max_size=4),
+    st.lists(st.tuples(st.integers(0, 255), st.lists(st.binary(max_size=70), max_size=4)), max_size=5),
 )
-def test_a_sealed_packet_is_that_of_the_rfc(key: bytes, nonce: bytes, kind: int, parts: list[bytes]) -> None:
-    given: list[packets.Part] = [memoryview(part) if number % 2 else part for number, part in enumerate(parts)]
-    length, sealed = packets.seal(packets.sealer(key), nonce, kind, given)
-    size = int.from_bytes(length, "big")
-    assert size % 16 == 0 and size + 16 == len(sealed)
-    plain = packets.opener(key)(nonce, sealed, length)
-    padding = plain[0]
-    assert 4 <= padding < 20
-    assert plain[1 : size - padding] == bytes([kind]) + b"".join(parts)
-    with pytest.raises(InvalidTag):
-        packets.opener(key)(nonce, sealed, (size ^ 1).to_bytes(4, "big"))
+def test_sealed_packets_are_those_of_the_rfc(key: bytes, nonce: bytes, told: list[tuple[int, list[bytes]]]) -> None:
+    """Each with the next nonce: the last eight bytes count (RFC 5647 section 7.1), and begin anew behind the last."""
+    given: list[Packet] = [
+        (kind, *(memoryview(part) if number % 2 else part for number, part in enumerate(parts))) for kind, parts in told
+    ]
+    sealed, following = packets.seal(packets.sealer(key), nonce, given)
+    assert len(sealed) == 2 * len(told)
+    for number, (kind, parts) in enumerate(told):
+        length, rest = sealed[2 * number : 2 * number + 2]
+        size = int.from_bytes(length, "big")
+        assert size % 16 == 0 and size + 16 == len(rest)
+        plain = packets.opener(key)(after(nonce, number), rest, length)
+        padding = plain[0]
+        assert 4 <= padding < 20
+        assert plain[1 : size - padding] == bytes([kind]) + b"".join(parts)
+        with pytest.raises(InvalidTag):
+            packets.opener(key)(after(nonce, number), rest, (size ^ 1).to_bytes(4, "big"))
+    assert following == after(nonce, len(told))
+
+
+def after(nonce: bytes, count: int) -> bytes:
+    return nonce[:4] + ((int.from_bytes(nonce[4:], "big") + count) % 2**64).to_bytes(8, "big")
+
+
+def test_the_nonce_begins_anew_behind_the_last() -> None:
+    last = b"abcd" + b"\xff" * 8
+    sealed, following = packets.seal(packets.sealer(bytes(16)), last, [(2, b"x"), (2, b"x")])
+    assert packets.opener(bytes(16))(b"abcd" + bytes(8), sealed[3], sealed[2])[1:3] == b"\x02x"
+    assert following == b"abcd" + bytes(7) + b"\1"
 
 
 def paused(engine: Engine) -> bool:
