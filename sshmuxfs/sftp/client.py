@@ -201,10 +201,19 @@ class Client:
                     self.end(f"the connection was lost: {error}")
 
     async def _watch(self) -> None:
-        """Give up on requests that met silence for the deadline; late by an eighth of it at most."""
+        """Give up on requests that met silence for the deadline; late by an eighth of it at most.
+
+        Silence while this process itself stood still (SIGSTOP, a machine that was away) is nobody's: it counts from
+        the moment it goes on.
+        """
         while True:
-            await trio.sleep(self.deadline_s / 8)
-            late = self._exchange.overdue(monotonic(), self._progress_at_s, self.deadline_s)
+            nap_s = self.deadline_s / 8
+            due_s = monotonic() + nap_s
+            await trio.sleep(nap_s)
+            now_s = monotonic()
+            if now_s - due_s > nap_s:
+                self._progress_at_s = now_s
+            late = self._exchange.overdue(now_s, self._progress_at_s, self.deadline_s)
             if late:
                 log.warning("no answer for %g s: giving up on %d requests", self.deadline_s, len(late))
             for pending in late:

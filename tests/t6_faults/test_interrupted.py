@@ -215,6 +215,25 @@ def test_a_terminal_is_let_go(sshd: Sshd, shared_master: Master, remote_dir: Pat
     assert outcome(read, place / "file") == b"still there"
 
 
+def test_ctrl_c_in_the_terminal_it_was_started_in(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path
+) -> None:
+    """SIGINT goes to the whole group of processes in front, of which the mount is none any more."""
+    command = arguments(sshd, remote_dir, place, shared_master.control_path)
+    script = '"$@" && trap "echo here" INT && kill -INT 0 && sleep 0'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=sshd.environment(),
+        timeout=END_S,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout) == (0, b"here\n")
+    (remote_dir / "file").write_bytes(b"still there")
+    assert outcome(read, place / "file") == b"still there"
+
+
 def test_a_hangup_that_is_ignored(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
     """As under nohup(1): the mount stays, in the foreground too, and SIGTERM ends it."""
     command = ["/usr/bin/nohup", *arguments(sshd, remote_dir, place, shared_master.control_path), "-f"]

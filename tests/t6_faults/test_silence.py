@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import termios
+import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from tests.support.waiting import wait_until
 from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
+    DEADLINE_S,
     DISCONNECTED,
     ONE_BY_ONE,
     WITHIN_DEADLINE_S,
@@ -212,4 +217,39 @@ def test_new_channels_that_stay_silent(
     wait_until(lambda: len(evil_servers(sshd, remote_dir)) <= 1, "channels to be given back")
     (remote_dir / "mute").unlink()
     wait_until(lambda: outcome(read, mount.path / "good") == b"good", "the mount to work again")
+    sound(mount, remote_dir)
+
+
+def unread_bytes(server: int) -> int:
+    """What lies in the pipe that a process of the server reads its requests from."""
+    count = array("i", [0])
+    with open(f"/proc/{server}/fd/0", "rb", buffering=0) as requests:
+        fcntl.ioctl(requests, termios.FIONREAD, count)
+    return count[0]
+
+
+def test_suspended_on_both_sides(
+    make_mount: Callable[..., Mount], make_master: Callable[..., Master], sshd: Sshd, remote_dir: Path
+) -> None:
+    """The mount, the master and the server stand still for longer than the deadline: nobody's silence, and no error."""
+    fill(remote_dir)
+    master = make_master(sshd)
+    others = {process.pid for process in sshd.sftp_servers()}
+    mount = make_mount(remote_dir, master=master, options=[AT_DEADLINE, "dcache_timeout=0"])
+    (server,) = (process.pid for process in sshd.sftp_servers() if process.pid not in others)
+    still = (server, master.pid, mount.pid)
+    (remote_dir / "late").write_bytes(b"late")
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with under_way(lambda: (mount.path / "late").read_bytes(), 2 * WITHIN_DEADLINE_S) as reading:
+            wait_until(lambda: unread_bytes(server), "the request to reach the server")
+            for pid in still:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(1.5 * DEADLINE_S)  # this is what is tested
+            for pid in still:
+                os.kill(pid, signal.SIGCONT)
+            assert reading.result() == b"late"
+    finally:
+        for pid in still:
+            os.kill(pid, signal.SIGCONT)
     sound(mount, remote_dir)
