@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
+from dataclasses import replace
 from typing import Final
 
 from mux import signals
@@ -17,23 +19,36 @@ from mux.downstream.start import Reached, Search, Terms
 from mux.errors import ExitCode, JoinError
 from mux.rendezvous.roles import Putty, Wish
 from mux.rendezvous.sockets import shown
-from mux.rendezvous.target import option_name
+from mux.rendezvous.target import option_name, resolve, split_host
 
-from .reach import resolve_host, say, ssh_options
+from .reach import say, ssh_options
 
 # Read from standard input by `-o password_stdin`; the longest that OpenSSH asks for has 1023 (readpass.c).
 _LONGEST_PASSWORD_BYTES: Final = 1023
 _PASSWORD_OPTION: Final = "password_stdin"
 _PUTTY_OPTION: Final = "putty"
+_SSH_OPTION: Final = "ssh_command"
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Find or start the connection, and say on stdout where it is."""
-    password = _password() if _take_option(arguments, _PASSWORD_OPTION) else None
+    password_stdin = bool(_take_option(arguments, _PASSWORD_OPTION))
+    ssh_command = _words(_take_option(arguments, _SSH_OPTION))
+    if ssh_command and password_stdin:
+        message = f"-o {_PASSWORD_OPTION} and -o {_SSH_OPTION}: ssh asks for passwords itself, at the terminal"
+        raise JoinError(message, ExitCode.USAGE)
+    if ssh_command and arguments.foreground:
+        message = f"-f and -o {_SSH_OPTION}: an ssh that holds a connection goes into the background by itself"
+        raise JoinError(message, ExitCode.USAGE)
+    password = _password() if password_stdin else None
     putty = _wants_putty(_take_option(arguments, _PUTTY_OPTION))
     if arguments.forward_agent:
         arguments.options.insert(0, "ForwardAgent=yes")
-    wish = Wish.of(ssh_options(arguments), putty=Putty.NO)  # a PuTTY's connection has no control path
+    options = ssh_options(arguments)
+    if ssh_command:
+        options = replace(options, program=ssh_command)
+    user, host = split_host(arguments.host)
+    wish = Wish.of(options, putty=Putty.NO)  # a PuTTY's connection has no control path
     if not wish.share:
         raise JoinError("with -S none nobody could find the connection that is started", ExitCode.USAGE)
     terms = Terms(
@@ -44,8 +59,9 @@ def start(arguments: argparse.Namespace) -> int:
         password=password,
         debug=arguments.foreground,
         putty=putty,
+        ssh_command=ssh_command,
     )
-    reached = Search(resolve_host(arguments), wish, terms, say).run()
+    reached = Search(resolve(host, user, options), wish, terms, say).run()
     if reached.leash is None or reached.pid is None:
         _tell(reached, as_json=arguments.json)
         return ExitCode.OK
@@ -66,10 +82,27 @@ def _take_option(arguments: argparse.Namespace, name: str) -> list[str]:
 
 def _wants_putty(given: list[str]) -> bool:
     """Whether PuTTY's tools are to find the connection: yes, unless `-o putty=no`."""
-    word = given[0].strip()[len(_PUTTY_OPTION) :].lstrip(" =").strip().lower() if given else "yes"
+    word = _value(given[0], _PUTTY_OPTION).lower() if given else "yes"
     if word not in ("yes", "no"):
         raise JoinError("-o putty is yes or no", ExitCode.USAGE)
     return word == "yes"
+
+
+def _words(given: list[str]) -> tuple[str, ...]:
+    """The command that is to hold the connection, in words; () for the built-in one."""
+    if not given:
+        return ()
+    try:
+        words = tuple(shlex.split(_value(given[0], _SSH_OPTION)))
+    except ValueError as error:
+        raise JoinError(f"-o {_SSH_OPTION}: {error}", ExitCode.USAGE) from None
+    if not words:
+        raise JoinError(f"-o {_SSH_OPTION} names no command", ExitCode.USAGE)
+    return words
+
+
+def _value(option: str, name: str) -> str:
+    return option.strip()[len(name) :].lstrip(" =").strip()
 
 
 def _password() -> str:

@@ -327,7 +327,8 @@ class _Process:
             more = os.read(self._reports, _READ_BYTES)
             line += more
             if not more or len(line) > LONGEST_LINE_BYTES:
-                raise JoinError("the upstream process ended without a word", hint="with -d it tells more")
+                hint = "`sshmux start -f` and `sshmuxfs -d` tell more"
+                raise JoinError("the upstream process ended without a word", hint=hint)
         return Report.from_json(line)
 
     def leash(self, report: Report) -> Leash | None:

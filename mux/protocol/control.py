@@ -270,7 +270,7 @@ class ControlServer(_Machine):
 
     A request of unknown number is refused here, with the words OpenSSH uses, and is no event. While
     `Signal.NEED_REPLY` stands the caller may go on receiving, to notice that the client has gone; what the client
-    says meanwhile is kept, up to a limit.
+    says and hands over meanwhile is kept, up to a limit.
     """
 
     def __init__(self, extensions: Extensions = (INFO_EXTENSION,)) -> None:
@@ -341,6 +341,7 @@ class ControlServer(_Machine):
         if self.state is State.WAITING:
             if len(self._input) > LEAST_MESSAGE_BYTES + MAX_MESSAGE_BYTES:
                 raise RemoteProtocolError("the client goes on sending without waiting for a reply")
+            self._input.check_descriptors()
             return Signal.ENDED if self._ended else Signal.NEED_REPLY
         if self.state is State.DESCRIPTORS:
             return self._take_descriptors()

@@ -40,15 +40,19 @@ class PacketBuffer:
         self._data += data
         self._descriptors.extend(descriptors)
 
+    def check_descriptors(self) -> None:
+        """Raises `RemoteProtocolError` when more wait than anyone needs; for whoever asks for nothing else for now."""
+        if len(self._descriptors) > MAX_WAITING_DESCRIPTORS:
+            raise RemoteProtocolError(
+                f"the peer sent {len(self._descriptors)} file descriptors that were not asked for"
+            )
+
     def next_packet(self) -> bytes | None:
         """Return the next packet without its length, or None until it is there.
 
         Raises `RemoteProtocolError` for a length out of bounds, and when more descriptors pile up than anyone needs.
         """
-        if len(self._descriptors) > MAX_WAITING_DESCRIPTORS:
-            raise RemoteProtocolError(
-                f"the peer sent {len(self._descriptors)} file descriptors that were not asked for"
-            )
+        self.check_descriptors()
         if len(self._data) < 4:
             return None
         length = int.from_bytes(self._data[:4], "big")
@@ -65,8 +69,9 @@ class PacketBuffer:
     def next_descriptors(self, count: int) -> tuple[int, ...] | None:
         """Take `count` descriptors and the `count` placeholder bytes they came with, or None until all are there.
 
-        Raises `RemoteProtocolError` when a placeholder came without its descriptor.
+        Raises `RemoteProtocolError` when a placeholder came without its descriptor, or too many descriptors with it.
         """
+        self.check_descriptors()
         if len(self._descriptors) < min(count, len(self._data)):
             raise RemoteProtocolError(f"the peer sent {len(self._descriptors)} of {count} announced file descriptors")
         if len(self._data) < count:

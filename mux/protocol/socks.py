@@ -15,7 +15,9 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Final
 
-from mux.errors import RemoteProtocolError
+from mux.errors import RemoteProtocolError, printable
+
+from .harmless import is_name
 
 LONGEST_NAME_BYTES: Final = 255  # RFC 1928 has one byte for the length; 4 and 4a, with an end mark, get no more
 _CONNECT: Final = 1
@@ -136,9 +138,10 @@ class SocksServer:
         request = self._request_4() if self._version == 4 else self._request_5()
         if request is not None:
             self.state = State.REQUESTED
-            if not request.host:
+            if not request.host or not is_name(request.host):
                 self.answer(Outcome.FAILED)
-                raise RemoteProtocolError("the client named no host")
+                shown = f"{printable(request.host)!r}, which no server takes" if request.host else "no host"
+                raise RemoteProtocolError(f"the client named {shown}")
         return request
 
     def _choose_method(self) -> bool:

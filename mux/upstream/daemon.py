@@ -121,7 +121,8 @@ def _carry_out(order: Order, starter: Starter) -> int:
         message = (
             f"the upstream process failed in a way it should not ({type(error).__name__}: {printable(str(error))})"
         )
-        starter.report(Report(Kind.FAILED, message, "with -d it tells more", ExitCode.FAILURE))
+        hint = "`sshmux start -f` and `sshmuxfs -d` tell more"
+        starter.report(Report(Kind.FAILED, message, hint, ExitCode.FAILURE))
         return ExitCode.FAILURE
 
 

@@ -1,7 +1,7 @@
 """A listening socket of ours: takes in whoever comes, at once, whatever else there is to do.
 
 One rule: nobody waits in the queue longer than a turn of the loop. Who finds it full takes us for dead, and a PuTTY
-then takes our place. Imported by `upstream.py` and `putty_places.py`.
+then takes our place. At the end, too: who came before it is taken in. Imported by `upstream.py` and `putty_places.py`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ class Entrance:
         self._loop.add_reader(listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Take in no more. Idempotent."""
+        """Take in those who have connected, and nobody any more. Idempotent."""
         listener, self._listener = self._listener, None
         if self._retry is not None:
             self._retry.cancel()
-        if listener is not None:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
+        if listener is None:
+            return
+        self._loop.remove_reader(listener.fileno())
+        # From here on whoever comes is refused, and what is in the queue can be accepted to its end.
+        listener.shutdown(socket.SHUT_RD)
+        with listener:
+            while (connection := _next(listener)) is not None:
+                self._take_in(connection)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -61,3 +66,14 @@ class Entrance:
         if self._listener is not None:
             self._loop.add_reader(self._listener.fileno(), self._accept)
             self._accept()
+
+
+def _next(listener: socket.socket) -> socket.socket | None:
+    """Whoever is first in the queue; None behind the last, or when there is no descriptor for it."""
+    while True:
+        try:
+            return listener.accept()[0]
+        except (InterruptedError, ConnectionAbortedError):
+            continue
+        except OSError:
+            return None

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from mux.errors import ConnectionLost, SharingError, printable
+from mux.protocol import harmless
 from mux.protocol.connection import OpenFailure
 from mux.protocol.messages import UNIX_SOCKET_PORT, Forward, ForwardKind
 from mux.protocol.socks import Outcome, SocksServer
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 MAX_FORWARDS: Final = 256  # two sockets each, of the descriptors the clients need
+LONGEST_PLACE_BYTES: Final = 4096  # a path of Linux; names of hosts have less (ssh's own parser takes 1024)
 REPLY_DEADLINE_S: Final = 30.0  # of the server to a global request, which makes it bind a socket and no more
 SOCKS_DEADLINE_S: Final = 10.0  # a program sends its SOCKS request at once
 
@@ -339,8 +341,12 @@ class Forwards:
 
 
 def check(forward: Forward) -> None:
-    """Raise `ForwardRefused` for what makes no sense, by the rules of mux.c, process_open_fwd."""
+    """Raise `ForwardRefused` for what makes no sense, by the rules of mux.c, process_open_fwd, and for a place that a
+    server might hang up over.
+    """
     listens_on_path = forward.listen_port == UNIX_SOCKET_PORT
+    places = (forward.listen_host, forward.connect_host)
+    told = forward.listen_host if forward.kind == ForwardKind.REMOTE else forward.connect_host
     ports = (forward.listen_port, forward.connect_port)
     if (
         forward.kind not in _NAMES
@@ -348,6 +354,8 @@ def check(forward: Forward) -> None:
         or (listens_on_path and (not forward.listen_host or forward.kind == ForwardKind.DYNAMIC))
         or (forward.kind == ForwardKind.LOCAL and forward.connect_port == 0)
         or (forward.kind != ForwardKind.DYNAMIC and not forward.connect_host)
+        or any(b"\0" in place or len(place) > LONGEST_PLACE_BYTES for place in places)
+        or not harmless.is_name(told)
     ):
         raise ForwardRefused("Invalid forwarding request")
 

@@ -18,6 +18,8 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from .addresses import addresses
+
 BACKLOG: Final = 128  # as OpenSSH has it (SSH_LISTEN_BACKLOG)
 MAX_CONNECTIONS: Final = 512  # of all forwardings: a descriptor and a window each
 LARGEST_WINDOW_BYTES: Final = 2 << 20  # OpenSSH's for a forwarded connection (CHAN_TCP_WINDOW_DEFAULT)
@@ -161,20 +163,17 @@ async def listen_tcp(names: tuple[str, ...], port: int, family: int) -> list[soc
 
     Raises OSError, of the first that failed, when nothing could be bound.
     """
-    loop = asyncio.get_running_loop()
     failure: OSError | None = None
     sockets: list[socket.socket] = []
     try:
         async with asyncio.timeout(RESOLVE_DEADLINE_S):
             for name in names:
                 try:
-                    found = await loop.getaddrinfo(
-                        name, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-                    )
+                    found = await addresses(name, port, family=family, flags=socket.AI_PASSIVE)
                 except (OSError, UnicodeError) as error:
                     failure = failure or OSError(errno.EADDRNOTAVAIL, f"{error}")
                     continue
-                for number, _, _, _, address in found:
+                for number, address in found:
                     try:
                         sockets.append(_bind_tcp(number, (address[0], port, *address[2:])))
                     except OSError as error:

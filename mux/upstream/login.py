@@ -176,7 +176,7 @@ def _advice(settings: Settings, prompts: Prompts, offered: set[str]) -> str:
     if offered and not offered & set(settings.methods):
         return f"the configuration allows only {', '.join(settings.methods) or 'nothing'}"
     if offered <= {"gssapi-with-mic", "gssapi-keyex", "hostbased"}:
-        return "only ssh itself can do that: set ssh_command=ssh"
+        return "only ssh itself can do that: give -o ssh_command=ssh"
     if by_person:
         return "check the user name and the password"
     return "check the user name, IdentityFile and what `ssh-add -l` lists"

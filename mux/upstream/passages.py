@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from mux.errors import ConnectionLost, RemoteProtocolError, printable
+from mux.protocol import harmless
 from mux.protocol.messages import UNIX_SOCKET_PORT
 from mux.protocol.socks import Connect, Outcome, SocksServer
 from mux.protocol.wire import string, u32
@@ -74,13 +75,17 @@ class SocksStream(Stream):
 async def open_direct(
     engine: Engine, stream: Stream, host: bytes, port: int, origin: tuple[str, int], window_bytes: int
 ) -> LiveChannel:
-    """Open a channel to where the server is to connect: a host and port, or a path. Raises `OpenRefused`."""
+    """Open a channel to where the server is to connect: a host and port, or a path.
+
+    Raises `OpenRefused`, and RemoteProtocolError for what the server might hang up over.
+    """
     if port == UNIX_SOCKET_PORT:
         kind, extra = b"direct-streamlocal@openssh.com", string(host) + string(b"") + u32(0)
         description = f"direct-streamlocal {printable(host)}"
     else:
         kind, extra = b"direct-tcpip", string(host) + u32(port) + string(origin[0].encode()) + u32(origin[1])
         description = f"direct-tcpip {printable(host)}:{port}"
+    harmless.check(kind, harmless.OPENS[kind], extra, engine.facts().server_version)
     channel = await LiveChannel.open(engine, kind, extra, stream, window_bytes=window_bytes, deadline_s=OPEN_DEADLINE_S)
     channel.description = description
     return channel

@@ -11,53 +11,106 @@ whoever else has it, so it is set on no description but one that was opened here
   written in a thread, as is everything that epoll refuses; what of it is in memory already can be read without;
 - /dev/null is what it is.
 
-Imported by the pumps.
+Another: a file may lie on a mount that rides on this very connection, and then whoever asks its kind or size, or closes
+it, waits for what only the loop can bring: fstat(2) becomes a question to the server, and close(2) waits until all that
+was written is there. So of what /proc/self/fd does not name as a socket, a pipe, a terminal or /dev/null nothing is
+asked in the loop, and it is not closed there.
+
+Imported by the pumps, and by whoever closes descriptors that were handed over.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import select
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from .workers import WORKERS
+
 NULL_DEVICE: Final = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt of Linux
+_NEW_TERMINAL: Final = os.makedev(5, 2)  # a terminal's master; whoever opens it anew has another terminal (pts(4))
 # A blocking write of no more than this does not wait once poll says that a pipe is writable (pipe(7), PIPE_BUF).
 SAFE_WRITE_BYTES: Final = select.PIPE_BUF
 GATHER_LIMIT: Final = 64  # pieces in one call: 2 MiB of whole packets, more than any pipe or socket takes at once
 _CURRENT_OFFSET: Final = -1  # of preadv2(2): as read(2), which moves it
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+# How proc(5) names what lies on no file system that could keep us waiting.
+_SOCKET: Final = "socket:"
+_PIPE: Final = "pipe:"
+_TERMINALS: Final = ("/dev/pts/", "/dev/tty", "/dev/ptmx", "/dev/console")
+
+log = logging.getLogger(__name__)
+
+
+def never_waits(descriptor: int) -> bool:
+    """Whether to ask something of this descriptor, or to close it, waits for nobody: not so for most files."""
+    return _is_quick(_name(descriptor))
+
+
+def give_back(descriptor: int) -> None:
+    """Close what was handed over and is not wanted."""
+    if never_waits(descriptor):
+        os.close(descriptor)
+    else:
+        _close_in_thread(descriptor, _nothing)
 
 
 class Port:
     """A descriptor to read from, or to write to. It belongs to the port, which closes it.
 
+    known      the rest is known; otherwise a thread has to `find_out` first
     null       /dev/null: reads nothing, takes everything
     pollable   the loop can wait for it
     cached     `read_cached` is worth a try
     direct     a call never waits: it may be made in the loop. Otherwise `read` and `write` are for a thread
     """
 
-    __slots__ = ("_socket", "cached", "descriptor", "direct", "null", "pollable")
+    __slots__ = ("_lingers", "_socket", "_writing", "cached", "descriptor", "direct", "known", "null", "pollable")
 
     def __init__(self, descriptor: int, *, writing: bool) -> None:
         """Takes ownership of `descriptor` at once. Raises `OSError`, having closed it, when it is not fit for this use
         (write-only and to be read; a pipe without a reader and to be written)."""
         self.descriptor = descriptor
+        self.known = False
         self.null = False
         self.pollable = False
         self.direct = False
         self.cached = True
+        name = _name(descriptor)
+        self._writing = writing
+        self._lingers = not _is_quick(name)  # to close it may wait
         self._socket: socket.socket | None = None
         try:
-            self._find_out(writing)
+            self._begin(name)
         except BaseException:
             self.close()
             raise
+
+    def find_out(self) -> None:
+        """Look at what is not `known`: for a thread, since it may wait. Raises `OSError` when it is not fit."""
+        found = os.fstat(self.descriptor)
+        if stat.S_ISSOCK(found.st_mode):
+            self._take_socket()
+        elif stat.S_ISFIFO(found.st_mode):
+            self._lingers = False
+            self._take_stream(pollable=True, named=not _name(self.descriptor).startswith(_PIPE))
+        elif stat.S_ISCHR(found.st_mode) and found.st_rdev == NULL_DEVICE:
+            self._lingers = False
+            self.null = True
+        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            terminal = os.isatty(self.descriptor)
+            self._lingers = not terminal
+            if found.st_rdev == _NEW_TERMINAL:
+                self.pollable = True
+            else:
+                self._take_stream(pollable=terminal or _is_pollable(self.descriptor))
+        self.known = True
 
     def read_into(self, buffer: memoryview) -> int:
         """Read what is there; returns how much, 0 at the end. Raises `BlockingIOError` only when `pollable`."""
@@ -101,50 +154,85 @@ class Port:
             except OSError:  # it has gone already
                 pass
 
-    def close(self) -> None:
-        """Idempotent. Whoever waits for the descriptor in a loop or a thread has to be stopped first."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        elif self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
+    def close(self, closed: Callable[[], None] | None = None) -> bool:
+        """Returns whether it is closed; otherwise a thread does it, and `closed` is called then, whatever came of it.
 
-    def _find_out(self, writing: bool) -> None:
-        found = os.fstat(self.descriptor)
+        Idempotent. Whoever waits for the descriptor in a loop or a thread has to be stopped first.
+        """
+        descriptor, self.descriptor = self.descriptor, -1
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
+        elif descriptor >= 0 and self._lingers:
+            _close_in_thread(descriptor, closed or _nothing)
+            return False
+        elif descriptor >= 0:
+            os.close(descriptor)
+        return True
+
+    def _begin(self, name: str) -> None:
+        """Find out what can be in the loop."""
+        if name.startswith(_SOCKET):
+            self._take_socket()
+            return
         access = fcntl.fcntl(self.descriptor, fcntl.F_GETFL) & os.O_ACCMODE
-        if access == (os.O_RDONLY if writing else os.O_WRONLY) and not stat.S_ISSOCK(found.st_mode):
+        if access == (os.O_RDONLY if self._writing else os.O_WRONLY):
             # Opened anew it would be both, and we would read what is meant for somebody else.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if stat.S_ISSOCK(found.st_mode):
-            self._socket = socket.socket(fileno=self.descriptor)
-            self.pollable = self.direct = True
-        elif stat.S_ISCHR(found.st_mode) and found.st_rdev == NULL_DEVICE:
-            self.null = True
-        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            known = stat.S_ISFIFO(found.st_mode) or os.isatty(self.descriptor)
-            self.pollable = known or _is_pollable(self.descriptor)
-            if self.pollable:
-                self.direct = self._open_anew(os.O_WRONLY if writing else os.O_RDONLY)
+        if name.startswith(_PIPE):
+            self._take_stream(pollable=True)
+            self.known = True
+        elif _is_quick(name):
+            self.find_out()
 
-    def _open_anew(self, access: int) -> bool:
+    def _take_socket(self) -> None:
+        self._socket = socket.socket(fileno=self.descriptor)
+        self.pollable = self.direct = self.known = True
+
+    def _take_stream(self, *, pollable: bool, named: bool = False) -> None:
+        """It is a pipe, a terminal or the like; `named` if it is a FIFO."""
+        self.pollable = pollable
+        if pollable:
+            self.direct = self._open_anew(os.O_WRONLY if self._writing else os.O_RDONLY, named)
+
+    def _open_anew(self, access: int, named: bool) -> bool:
         try:
             own = os.open(f"/proc/self/fd/{self.descriptor}", access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.ENXIO and access == os.O_WRONLY and _is_pipe(self.descriptor):
                 raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))  # nobody is there to read it
             return False
-        try:
-            ended = access == os.O_RDONLY and _has_ended(self.descriptor)
-        except BaseException:
-            os.close(own)
-            raise
-        if ended:
+        if named and access == os.O_RDONLY and _has_ended(self.descriptor):
             os.close(own)
             return False
         os.close(self.descriptor)
         self.descriptor = own
         return True
+
+
+def _nothing() -> None:
+    """Nobody waits for it to be closed."""
+
+
+def _name(descriptor: int) -> str:
+    """As /proc/self/fd names it, which asks no file system; empty where there is no /proc."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return ""
+
+
+def _is_quick(name: str) -> bool:
+    return name.startswith((_SOCKET, _PIPE, *_TERMINALS)) or name == os.devnull
+
+
+def _close_in_thread(descriptor: int, closed: Callable[[], None]) -> None:
+    def done(_: object, error: OSError | None) -> None:
+        if error is not None:  # as for any program that ends: the bytes were taken, and there is nobody left to tell
+            log.info("a file of a client was not closed well: %s", error.strerror)
+        closed()
+
+    WORKERS.submit(lambda: os.close(descriptor), done)
 
 
 def _is_pipe(descriptor: int) -> bool:
@@ -154,8 +242,6 @@ def _is_pipe(descriptor: int) -> bool:
 def _has_ended(descriptor: int) -> bool:
     """Whether the last writer of a named FIFO has gone. Who opens it then is not told by epoll that it has, but waits
     for the next; who had it open before is (fs/pipe.c of Linux, fifo_open and pipe_poll; unnamed pipes do not care)."""
-    if not _is_pipe(descriptor) or os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:"):
-        return False
     asked = select.poll()
     asked.register(descriptor, 0)
     return any(event & select.POLLHUP for _, event in asked.poll(0))

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 
 from .channels import LiveChannel
+from .ports import give_back
 from .sinks import Sink
 from .sources import Source, Translation
 
@@ -31,8 +32,8 @@ class Stream:
     ) -> None:
         """Takes ownership of both; without `writing` it is the same socket for both ways.
 
-        `on_end` is called once, when the channel is closed and all that it brought is written, or by `close`. Who made
-        this calls `close` if the channel is never opened.
+        `on_end` is called once, when the channel is closed, all that it brought is written and the descriptors are
+        closed, or by `close`. Who made this calls `close` if the channel is never opened.
         """
         self.channel: LiveChannel | None = None
         self._reading = reading
@@ -68,7 +69,9 @@ class Stream:
         self._sink = Sink(
             writing, channel.consumed, failed=self._write_failed, done=self._write_done, half_close=half_close
         )
-        self._source = Source(reading, channel, ended=self._read_ended, translate=self._translation())
+        self._source = Source(
+            reading, channel, ended=self._read_ended, closed=self._end_when_done, translate=self._translation()
+        )
         self._source.start()
 
     def data(self, stream: int, data: memoryview) -> None:
@@ -127,7 +130,8 @@ class Stream:
             self.channel.close()
 
     def _end_when_done(self) -> None:
-        if self._channel_over and (self._sink is None or self._sink.done):
+        source, sink = self._source, self._sink
+        if self._channel_over and (sink is None or sink.done) and (source is None or not source.closing):
             self._end()
 
     def _end(self) -> None:
@@ -147,7 +151,7 @@ class Stream:
             if isinstance(end, socket.socket):
                 end.close()
             elif end is not None and end >= 0:
-                os.close(end)
+                give_back(end)
 
 
 def _descriptor(end: int | socket.socket) -> int:

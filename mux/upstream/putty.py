@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from mux.errors import RemoteProtocolError, printable
@@ -30,6 +33,7 @@ from mux.protocol.bare import (
 from mux.protocol.dialects import PUTTY_SHARING
 
 from . import commandlines
+from .clients import FULL
 from .relay import Relay
 from .unsent import Unsent
 from .watching import Watch
@@ -55,11 +59,15 @@ class PuttyClient:
     purpose = "putty"
     session = None
     stream = None
+    idle_since_s = None  # who does not greet has a deadline, and who has greeted rides
 
-    def __init__(self, upstream: Upstream, connection: socket.socket, *, pid: int, uid: int) -> None:
+    def __init__(
+        self, upstream: Upstream, connection: socket.socket, *, pid: int, uid: int, surplus: bool = False
+    ) -> None:
         self.upstream = upstream
         self.pid = pid
         self.uid = uid
+        self.surplus = surplus  # there are too many already: it is told so
         self.command = ""
         self.since_s = time.monotonic()
         self.software = ""
@@ -82,6 +90,8 @@ class PuttyClient:
         server = self.upstream.engine.facts().server_version.split("-", 2)[-1]
         if not self._send(greeting_of_upstream(server.encode(errors="replace"))):
             return self.close()
+        if self.surplus:
+            return self.dismiss(FULL)
         self._deadline = self._loop.call_later(GREETING_DEADLINE_S, self.dismiss, "no greeting came in time")
         self._watch.read(True)
         return None
@@ -167,7 +177,8 @@ class PuttyClient:
     async def _ask(self) -> None:
         allowed = None
         try:
-            allowed = await self.upstream.allow(f"Allow shared connection to {self.upstream.settings.hostname}? ")
+            with self._watched_for_its_end():
+                allowed = await self.upstream.allow(f"Allow shared connection to {self.upstream.settings.hostname}? ")
         except Exception:
             log.exception("the owner could not be asked about the PuTTY client of process %d", self.pid)
         self._asking = None
@@ -179,6 +190,17 @@ class PuttyClient:
             self._ride()
         else:
             self._refuse("Permission denied", BY_APPLICATION)
+
+    @contextmanager
+    def _watched_for_its_end(self) -> Iterator[None]:
+        """What it says meanwhile stays in its socket, where a read would not get behind it to see that it hung up."""
+        with select.epoll() as hang_up:
+            hang_up.register(self._socket, select.EPOLLRDHUP)
+            self._loop.add_reader(hang_up, self.close)
+            try:
+                yield
+            finally:
+                self._loop.remove_reader(hang_up)
 
     def _command_known(self, command: str) -> None:
         self.command = command

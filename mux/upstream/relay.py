@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from mux.errors import RemoteProtocolError
 from mux.protocol.bare import BY_APPLICATION, DISCONNECT, PROTOCOL_ERROR, disconnect_body
 from mux.protocol.dialects import PROXY_MODE, Dialect
+from mux.protocol.harmless import largest_request_bytes
 from mux.protocol.nat import Nat, NatChannel
 from mux.protocol.nat_channels import State
 from mux.protocol.packets import LARGEST_FRAME_BYTES
@@ -45,10 +46,6 @@ READ_BYTES: Final = 128 << 10  # of one turn: four packets of data, and half of 
 UNREAD_BYTES: Final = 256 << 10
 # Over all that is lent to a client, with the frames around it; a server that sends more breaks the rules.
 MAX_QUEUED_BYTES: Final = 160 << 20
-# In one packet that is not data: what OpenSSH's packet layer takes, less its own padding and type; and what everybody
-# has to take (RFC 4253 section 6.1: 35000 bytes, of which a padding and a MAC may take their parts).
-LARGEST_OPENSSH_REQUEST_BYTES: Final = LARGEST_FRAME_BYTES - 512
-LARGEST_REQUEST_BYTES: Final = 34000
 
 SESSION: Final = b"session"
 
@@ -102,13 +99,12 @@ class Relay:
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._turns = Turns.of(engine)
-        openssh = engine.facts().server_version.startswith("SSH-2.0-OpenSSH_")
         self._nat = Nat(
             engine,
             self,
             self,
             _SHARES.setdefault(engine, Shares()),
-            largest_request_bytes=LARGEST_OPENSSH_REQUEST_BYTES if openssh else LARGEST_REQUEST_BYTES,
+            largest_request_bytes=largest_request_bytes(engine.facts().server_version),
             dialect=dialect,
         )
         self._rest = rest

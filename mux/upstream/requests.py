@@ -39,6 +39,7 @@ from mux.protocol.messages import (
 from . import status
 from .channels import OpenRefused
 from .forwards import check, describe
+from .ports import give_back
 from .sessions import Session
 from .stdio import StdioForwarding
 
@@ -80,7 +81,7 @@ class Descriptors:
 
     def close(self) -> None:
         for number in self.take():
-            os.close(number)
+            give_back(number)
 
 
 def _alive(client: Client, message: AliveCheck) -> Reply:
@@ -130,7 +131,12 @@ async def _stdio_forward(client: Client, message: StdioForward, descriptors: Des
     client.opening = True
     try:
         client.stream = await StdioForwarding.open(
-            client.upstream.engine, message.connect_host, message.connect_port, descriptors.take(), client.ended
+            client.upstream.engine,
+            client.upstream.forwards.gate,
+            message.connect_host,
+            message.connect_port,
+            descriptors.take(),
+            client.ended,
         )
     except OpenRefused as refusal:
         log.info("stdio forward of process %d: %s", client.pid, refusal)

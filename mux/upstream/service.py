@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mux import signals
 from mux.errors import ExitCode, SharingError, printable
+from mux.heap import keep_freed_memory
 from mux.rendezvous.order import Kind, Order, Report
 from mux.rendezvous.publish import Published, Taken, publish, remove_private_directory, remove_stale
 from mux.rendezvous.putty import candidates as names
@@ -27,7 +28,7 @@ from mux.rendezvous.sockets import Found, probe, shown
 from mux.scheduling import ask_for_short_turns
 
 from .configuration import settings_of
-from .lifetime import FIRST_RIDER_S, Lifetime, persist_s, unneeded
+from .lifetime import FIRST_RIDER_S, Lifetime, persist_s
 from .login import login
 from .prompts import Prompts
 from .settings import Settings
@@ -68,6 +69,7 @@ class Service:
         """Run to the end; returns the exit code. Raises SharingError while nothing was reported."""
         _allow_descriptors()
         ask_for_short_turns()
+        keep_freed_memory()
         try:
             settings = settings_of(self._order.target)
             reason = settings.needs_ssh()
@@ -144,7 +146,7 @@ class Service:
                 await self._offer_to_putty(upstream)
             self._detach(prompts)
             self._starter.report(Report(Kind.READY, pid=os.getpid(), path=place.path))
-            watch = asyncio.ensure_future(self._end_when_unneeded(upstream))
+            watch = asyncio.ensure_future(upstream.end_when_unneeded())
             try:
                 reason = await upstream.serve(place.listener, place)
             finally:
@@ -179,9 +181,6 @@ class Service:
 
     def _first_rider_s(self) -> float:
         return 0.0 if self._order.explicit_start else FIRST_RIDER_S
-
-    async def _end_when_unneeded(self, upstream: Upstream) -> None:
-        upstream.end(await unneeded(upstream.lifetime))
 
     def _on_starter(self) -> None:
         """The order's pipe is readable, which is its end: it is taken back, or the mount in front has gone."""

@@ -11,25 +11,26 @@ this session's lines only, and a request that failed is said in words. Imported 
 from __future__ import annotations
 
 import asyncio
-import fnmatch
 import logging
 import os
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from mux.errors import WireError, printable
-from mux.protocol import escapes
+from mux.protocol import escapes, harmless
 from mux.protocol.connection import LARGEST_PACKET_BYTES, STDERR
 from mux.protocol.escapes import Action, Escapes, Unavailable
 from mux.protocol.messages import NewSession
 from mux.protocol.wire import Reader, string, u32
 
 from . import terminal
+from .asking import Options, kind_of, requests
 from .channels import LiveChannel
+from .ports import give_back, never_waits
 from .pumps import Stream
 from .sinks import Sink
 from .sources import Translation
 from .windows import WindowBudget
+from .workers import in_thread
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
 OPEN_DEADLINE_S: Final = 30.0
 BREAK_MS: Final = 1000  # as ssh's ~B (RFC 4335 leaves the length to the server when it is 0)
 LEAVE_S: Final = 1.0  # what stderr may take to show `~.` before the client is let go
+LOOK_S: Final = 5.0  # for a file on a mount that hangs to say that it is no terminal
+NO_MODES: Final = b"\0"  # of what is no terminal: nothing but their end
 MAX_OWN_BYTES: Final = 256 * 1024  # of texts of ours that wait for a stderr nobody reads
-MAX_ENVIRONMENT: Final = 4096  # variables; mux.c takes as many
-MAX_NAME_BYTES: Final = 1024
+ESCAPES_PER_S: Final = 8  # more than anybody types; a file or a program may hold a hundred thousand
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +62,6 @@ class SessionTalk(Protocol):
 
     def info(self, name: bytes) -> bytes:
         """The text for `~#` (b"channels") and `~I` (b"connection"), its lines ended by CR LF."""
-
-
-class Options(Protocol):
-    """What is needed of `settings.Settings`."""
-
-    @property
-    def send_env(self) -> Sequence[str]: ...
-    @property
-    def set_env(self) -> Sequence[str]: ...
-    @property
-    def request_tty(self) -> str: ...
 
 
 class Session(Stream):
@@ -96,7 +87,7 @@ class Session(Stream):
         super().__init__(stdin, stdout, said.ended)
         self.command = message.command
         self.tty = message.tty
-        self.kind = "subsystem" if message.subsystem else "exec" if message.command else "shell"
+        self.kind = kind_of(message)
         self._engine = engine
         self._settings = settings
         self._message = message
@@ -108,19 +99,16 @@ class Session(Stream):
         self._exited = self._leaving = self._hung_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._x11: bytes | None = None
+        self._asked: list[tuple[bytes, bytes]] = []
         self._large = message.subsystem and message.command == b"sftp"
         self._window_bytes = 0
         self._escapes: Escapes | None = None
+        self._escapes_left, self._escapes_until_s = 0, 0.0
         self._terminal: int | None = None
         self._size = terminal.Size()
-        self._modes = b""
-        if message.tty:
-            # Now: the client makes its terminal raw as soon as it hears of the session.
-            self._modes = terminal.modes(stdin)
-            self._size = terminal.size(stdin)
-            self._terminal = _duplicate(stdin)
-            if message.escape_character < 256:
-                self._escapes = Escapes(message.escape_character)
+        self._modes = NO_MODES
+        if message.tty and message.escape_character < 256:
+            self._escapes = Escapes(message.escape_character)
 
     @classmethod
     async def open(
@@ -135,10 +123,15 @@ class Session(Stream):
         """Open a session on the server, and ask it for what `message` says.
 
         The descriptors (stdin, stdout, stderr) are the session's own from the call on, whatever comes of it. -A and -X
-        are asked for as far as `incoming` has it. Raises `channels.OpenRefused`.
+        are asked for as far as `incoming` has it. Raises `channels.OpenRefused`, and RemoteProtocolError, with nothing
+        asked, for what the server might hang up over.
         """
         self = cls(engine, settings, message, descriptors, said, incoming)
         try:
+            if message.tty:
+                await self._look(descriptors[0])
+            fields = self._size.encode() + string(self._modes)
+            self._asked = requests(message, fields, settings, engine.facts().server_version)
             if message.x11 and incoming is not None:
                 self._x11 = await incoming.x11.request()
             budget, nearest_s = WindowBudget.of(engine), engine.shortest_round_trip_s
@@ -221,18 +214,32 @@ class Session(Stream):
 
     # What is asked of the server
 
+    async def _look(self, stdin: int) -> None:
+        """At the terminal, if it is one, now: the client makes it raw as soon as it hears of the session."""
+
+        def look() -> tuple[bytes, terminal.Size]:
+            return terminal.modes(stdin), terminal.size(stdin)
+
+        try:
+            async with asyncio.timeout(LOOK_S):
+                self._modes, self._size = look() if never_waits(stdin) else await in_thread(look)
+        except TimeoutError:
+            return
+        if self._modes != NO_MODES:
+            self._terminal = _duplicate(stdin)
+
     def _ask(self, channel: LiveChannel) -> None:
-        message = self._message
         if self._x11 is not None:
-            channel.ask_then(b"x11-req", self._x11, self._x11_answered)
-        if message.agent and self._incoming is not None and self._incoming.agent():
-            channel.request(b"auth-agent-req@openssh.com")
-        if message.tty:
-            wanted = string(message.terminal) + self._size.encode() + string(self._modes)
-            channel.ask_then(b"pty-req", wanted, self._tty_answered)
-        for name, value in environment(message.environment, self._settings.send_env, self._settings.set_env):
-            channel.request(b"env", string(name) + string(value))
-        channel.ask_then(self.kind.encode(), string(self.command) if self.command else b"", self._started)
+            channel.ask_then(harmless.X11, self._x11, self._x11_answered)
+        if self._message.agent and self._incoming is not None and self._incoming.agent():
+            channel.request(harmless.AGENT[0])
+        heard = {harmless.PTY: self._tty_answered, self.kind.encode(): self._started}
+        for name, body in self._asked:
+            if name in heard:
+                channel.ask_then(name, body, heard[name])
+            else:
+                channel.request(name, body)
+        self._asked.clear()
 
     def _x11_answered(self, ok: bool) -> None:
         if not ok:
@@ -300,7 +307,7 @@ class Session(Stream):
             self._errors.close()
         for descriptor in (self._stderr, self._terminal):
             if descriptor is not None:
-                os.close(descriptor)
+                give_back(descriptor)
         self._stderr = self._terminal = None
 
     # What the user types, and is told
@@ -309,20 +316,29 @@ class Session(Stream):
         return None if self._escapes is None else self._translate
 
     def _translate(self, typed: memoryview) -> bytes:
-        sent = b""
+        """Of more escapes than are obeyed in a second, and of those of whose text nobody reads any, nothing is left."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._escapes_until_s:
+            self._escapes_left, self._escapes_until_s = ESCAPES_PER_S, now_s + 1
+        sent = bytearray()
         for piece in self._escapes.feed(typed) if self._escapes is not None else ():
-            if isinstance(piece, Action):
-                self._obey(piece)
-            elif isinstance(piece, Unavailable):
-                self._show(escapes.unavailable(self._message.escape_character, piece))
-            else:
+            if isinstance(piece, bytes):
                 sent += piece
-            if self._leaving:
+            elif piece is Action.CLOSE:
+                self._obey(piece)
                 break
-        return sent
+            elif self._escapes_left and self._own_bytes < MAX_OWN_BYTES:
+                self._escapes_left -= 1
+                self._obey(piece)
+        return bytes(sent)
 
-    def _obey(self, action: Action) -> None:
+    def _obey(self, action: Action | Unavailable) -> None:
         character = self._message.escape_character
+        if isinstance(action, Unavailable):
+            self._show(escapes.unavailable(character, action))
+            return
+        if action in (Action.BREAK, Action.REKEY) and self._engine.paused:
+            return  # no window bounds a break, and new keys hold everybody up who has to send
         self._show(escapes.echo(character, action))
         match action:
             case Action.CLOSE:
@@ -330,6 +346,7 @@ class Session(Stream):
             case Action.BREAK if self.channel is not None:
                 self.channel.request(b"break", u32(BREAK_MS))
             case Action.REKEY:
+                self._escapes_left = 0  # meanwhile everybody's packets are held back
                 self._engine.rekey()
             case Action.LIST:
                 self._show(self._said.info(b"channels"))
@@ -363,21 +380,6 @@ class Session(Stream):
         self._own_bytes -= own
         if self.channel is not None:
             self.channel.consumed(count - own)
-
-
-def environment(sent: Iterable[bytes], patterns: Sequence[str], added: Iterable[str]) -> list[tuple[bytes, bytes]]:
-    """The variables to ask the server for: the client's as far as SendEnv's `patterns` have them, then SetEnv's."""
-    wanted = [pattern.replace("[", "[[]") for pattern in patterns]  # ssh knows * and ? only
-    chosen = []
-    for entry in list(sent)[:MAX_ENVIRONMENT]:
-        name, equals, value = entry.partition(b"=")
-        text = os.fsdecode(name)
-        if equals and 0 < len(name) < MAX_NAME_BYTES and any(fnmatch.fnmatchcase(text, each) for each in wanted):
-            chosen.append((name, value))
-    for setting in added:
-        name, _, value = os.fsencode(setting).partition(b"=")
-        chosen.append((name, value))
-    return chosen
 
 
 def _duplicate(descriptor: int) -> int | None:

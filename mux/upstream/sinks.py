@@ -2,7 +2,8 @@
 
 One rule: bytes are consumed, in the sense of a channel's window, only when they are written. So a slow reader stops its
 own remote command and nobody else, and the window is all the limit that a sink's queue needs. Where nothing is queued
-a write is tried at once. Which calls may be made where is `ports.py`'s knowledge. Imported through `pumps.py`.
+a write is tried at once. Which calls may be made where is `ports.py`'s knowledge. It is done when the descriptor is
+closed, as a program is that has ended: a mount that was written to may be unmounted then. Imported through `pumps.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Sink:
 
         consumed     told of bytes that were written, or can be no more
         failed       called once when it can no longer be written to; what comes then is dropped
-        done         called once, when all is written after `finish`, or it has failed; not after `close`
+        done         called once, when all is written after `finish` and the descriptor is closed, or it has failed;
+                     not after `close`
         half_close   a socket's other end is told of `finish`, because somebody else still has it open
         """
         self._loop = asyncio.get_running_loop()
@@ -53,6 +55,7 @@ class Sink:
         self._watching = False
         self._busy = False  # a thread is writing
         self._finishing = False
+        self._ending = False  # all is written, and the descriptor is being closed
         self._done = False
         self._port: Port | None
         try:
@@ -63,7 +66,7 @@ class Sink:
 
     @property
     def done(self) -> bool:
-        """Whether all was written, it has failed, or it was closed."""
+        """Whether all was written and the descriptor closed, it has failed, or it was closed."""
         return self._done
 
     def write(self, data: memoryview) -> None:
@@ -154,7 +157,8 @@ class Sink:
         if error is not None:
             self._fail(0)
             return
-        self._take_off(count or 0)
+        if count:
+            self._take_off(count)
         if self._queue:
             self._wait()
         elif self._finishing:
@@ -216,13 +220,20 @@ class Sink:
         self._call_done()
 
     def _end(self) -> None:
-        if self._done:
+        if self._done or self._ending:
             return
-        self._done = True
-        if self._half_close and self._port is not None:
-            self._port.shut_down_writing()
-        self._release()
-        self._call_done()
+        self._ending = True
+        self._unwatch()
+        port, self._port = self._port, None
+        if port is not None and self._half_close:
+            port.shut_down_writing()
+        if port is None or port.close(self._closed):
+            self._closed()
+
+    def _closed(self) -> None:
+        if not self._done:
+            self._done = True
+            self._call_done()
 
     def _release(self) -> None:
         self._unwatch()
@@ -237,7 +248,11 @@ class Sink:
 
 
 def _write_all(port: Port, pieces: list[memoryview]) -> int:
-    """In a thread: write the pieces, or from a pollable one what it takes at once."""
+    """In a thread: write the pieces, or to a pollable one what it takes at once; nothing if the loop can do it."""
+    if not port.known:
+        port.find_out()
+        if port.pollable:
+            return 0
     written = 0
     for piece in pieces:
         while piece:

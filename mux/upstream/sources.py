@@ -42,16 +42,19 @@ class Source:
         channel: Outlet,
         *,
         ended: Callable[[], None],
+        closed: Callable[[], None] | None = None,
         translate: Translation | None = None,
     ) -> None:
         """Takes ownership of `descriptor`.
 
         `ended` is called once when nothing more can be read, an error being an end like any other, and not after
-        `close`. `translate` turns what was read into what is sent (escapes), and may close the source.
+        `close`. `closed` is called when the descriptor is closed, if there was need to wait for that: `closing`.
+        `translate` turns what was read into what is sent (escapes), and may close the source.
         """
         self._loop = asyncio.get_running_loop()
         self._channel = channel
         self._ended = ended
+        self._closed = closed
         self._translate = translate
         self._port: Port | None
         try:
@@ -62,6 +65,7 @@ class Source:
         self._watching = False
         self._busy = False  # a thread is reading, or a file's turn is to come
         self._done = False
+        self.closing = False  # a thread closes the descriptor
 
     @property
     def done(self) -> bool:
@@ -83,8 +87,13 @@ class Source:
         self._held = None
         self._unwatch()
         if self._port is not None and not self._busy:
-            self._port.close()
-            self._port = None
+            port, self._port = self._port, None
+            self.closing = not port.close(self._port_closed)
+
+    def _port_closed(self) -> None:
+        self.closing = False
+        if self._closed is not None:
+            self._closed()
 
     def _go_on(self) -> None:
         """Do what comes next: send what is held, then wait for more, in whichever way this descriptor can be."""
@@ -94,6 +103,9 @@ class Source:
             return
         if self._port is None or self._port.null:
             self._end()
+        elif not self._port.known:
+            self._busy = True
+            WORKERS.submit(self._port.find_out, self._found_out)
         elif not self._channel.room_bytes:
             self._channel.want_room()
         elif self._port.pollable:
@@ -104,6 +116,15 @@ class Source:
             self._loop.call_soon(self._read_file)
         else:
             self._read_in_thread()
+
+    def _found_out(self, _: object, error: OSError | None) -> None:
+        self._busy = False
+        if self._done:
+            self.close()
+        elif error is not None:
+            self._end()
+        else:
+            self._go_on()
 
     def _read_file(self) -> None:
         """Read what is at hand, which takes no thread. One piece in a turn of the loop, as from all others."""

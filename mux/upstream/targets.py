@@ -14,6 +14,8 @@ from typing import Final
 from mux.errors import ConnectionLost, printable
 from mux.protocol.messages import UNIX_SOCKET_PORT
 
+from .addresses import addresses
+
 DEADLINE_S: Final = 30.0  # a target that is there answers in milliseconds; whoever asked waits, and holds a channel
 RETRY_S: Final = 0.02  # of a unix socket whose queue is full: poll() says nothing of one not yet connected
 
@@ -37,7 +39,7 @@ async def connect(host: bytes, port: int, *, deadline_s: float = DEADLINE_S) -> 
 async def _connect_tcp(host: bytes, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     failure = OSError(errno.EADDRNOTAVAIL, "it has no address")
-    for family, _, _, _, address in await loop.getaddrinfo(os.fsdecode(host), port, type=socket.SOCK_STREAM):
+    for family, address in await addresses(os.fsdecode(host), port):
         connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             await loop.sock_connect(connection, address)

@@ -26,7 +26,7 @@ from .entrance import Entrance
 from .farewells import Farewells
 from .forwards import Forwards
 from .incoming import Incoming
-from .lifetime import Lifetime
+from .lifetime import Lifetime, unneeded
 from .putty import PuttyClient
 from .putty_places import PuttyPlaces
 
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 MAX_CLIENTS: Final = 512  # each may hold a socket and six descriptors, of the 4096 a hard limit usually allows
+# Those above that are told so: `ssh -O check` opens a login shell of its own if it is not even greeted (mux.c).
+MAX_SURPLUS: Final = 64
+# When a place is needed, who has been idle for so long gives up his: a client asks for something within milliseconds.
+IDLE_S: Final = 10.0
 MAX_HELD_BYTES: Final = 8 << 20  # unfinished requests of all clients: 32 of the largest there can be
 BACKLOG: Final = 128  # so many may come in one turn of the loop, as fifty starts at once do; OpenSSH has 64
 # What clients do who have nothing left to write out when the server is gone.
@@ -65,7 +69,7 @@ class Tally:
 
     clients: int = 0
     foreign: int = 0  # turned away: of another user
-    surplus: int = 0  # turned away: `MAX_CLIENTS` were there
+    surplus: int = 0  # refused, or turned away: `MAX_CLIENTS` were there
     dropped: int = 0  # broke the protocol, or a deadline
     sessions: int = 0
     refused: int = 0  # sessions the server did not open
@@ -148,7 +152,7 @@ class Upstream:
             await self.farewells.over()
 
     def stop_listening(self) -> None:
-        """Take no more clients and withdraw the name; those who are here stay. Idempotent."""
+        """Take no more clients and withdraw the name; those who have connected stay. Idempotent."""
         entrance, self._entrance = self._entrance, None
         if self._place is not None:
             self._place.withdraw()
@@ -164,6 +168,13 @@ class Upstream:
             self._reason = reason
         if self._end is not None and not self._end.done():
             self._end.set_result(self._reason)
+
+    async def end_when_unneeded(self) -> None:
+        """Wait until nobody needs the connection, and end it then."""
+        why = await unneeded(self.lifetime)
+        # That takes in whoever has connected meanwhile, since we seemed to be here. They are served to their end.
+        self.stop_listening()
+        self.end(await unneeded(self.lifetime) if self.lifetime.riders else why)
 
     async def allow(self, question: str) -> bool:
         """Ask the owner, if `ControlMaster ask` says so: one question at a time, and nobody else waits for it."""
@@ -224,16 +235,30 @@ class Upstream:
             log.info("multiplex uid mismatch: peer euid %d != uid %d", uid, os.geteuid())
             self.tally.foreign += 1
             connection.close()
-        elif len(self.clients) >= MAX_CLIENTS:
-            # Closed at once, it goes on by itself with a connection of its own; left waiting, it would hang.
+            return
+        surplus = not self._has_room()
+        if surplus:
             log.info("%d clients are here already: process %d is turned away", len(self.clients), pid)
             self.tally.surplus += 1
+        if len(self.clients) >= MAX_CLIENTS + MAX_SURPLUS:
+            # Closed at once, it goes on by itself with a connection of its own; left waiting, it would hang.
             connection.close()
-        else:
-            client = kind(self, connection, pid=pid, uid=uid)
-            self.clients.add(client)
-            self.lifetime.came()
-            client.start()
+            return
+        client = kind(self, connection, pid=pid, uid=uid, surplus=surplus)
+        self.clients.add(client)
+        self.lifetime.came()
+        client.start()
+
+    def _has_room(self) -> bool:
+        """Whether one more may ride. If none may, whoever has been idle for long is dropped for it."""
+        if sum(not client.surplus for client in self.clients) < MAX_CLIENTS:
+            return True
+        idle = [client for client in self.clients if client.idle_since_s is not None and not client.surplus]
+        longest = min(idle, key=lambda client: client.idle_since_s or 0.0, default=None)
+        if longest is None or time.monotonic() - (longest.idle_since_s or 0.0) < IDLE_S:
+            return False
+        longest.drop("it asks for nothing, and its place is needed")
+        return True
 
     async def _drain(self) -> None:
         """The server is gone: who waits for it knows at once, and who has output to write when that is written."""

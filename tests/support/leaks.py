@@ -37,7 +37,9 @@ def _files() -> set[str]:
     for directory in processes.TEMP_PARENT.glob(processes.TEMP_PREFIX + "*"):
         found.add(str(directory))
         for name in RUNTIME_NAMES:
-            found |= {str(path) for path in (directory / name).rglob("*") if not path.is_dir()}
+            # Not Path.rglob, which fails when a directory goes meanwhile.
+            for place, _, files in os.walk(directory / name):
+                found |= {os.path.join(place, file) for file in files}
     return found
 
 

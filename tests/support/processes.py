@@ -12,15 +12,21 @@ import ctypes
 import os
 import select
 import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 
+
+# What the kernel may take, on a busy machine, to put an end to a process that has got SIGKILL.
+KILLED_S = 30.0
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -161,8 +167,18 @@ def end(processes: Iterable[Process], *, grace_s: float = 3.0) -> list[Process]:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in remaining:
             send_signal(process, number)
-        remaining = wait_ended(remaining, grace_s)
+        remaining = wait_ended(remaining, grace_s if number == signal.SIGTERM else KILLED_S)
     return remaining
+
+
+@contextmanager
+def running(command: Sequence[str], **arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A Popen with these arguments that is killed on the way out if it still runs: nothing waits for it without end."""
+    with subprocess.Popen(command, **arguments) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def make_directory() -> Path:

@@ -158,6 +158,22 @@ def test_descriptors_may_not_pile_up() -> None:
     assert server.descriptors_to_close() == tuple(range(MAX_WAITING_DESCRIPTORS + 1))
 
 
+def test_descriptors_may_not_pile_up_while_a_reply_or_others_are_due() -> None:
+    waiting = ready()
+    waiting.receive(encode(Proxy(0)))
+    waiting.next_event()
+    receiving = ready()
+    receiving.receive(SESSION)
+    receiving.next_event()
+    for server in (waiting, receiving):
+        server.receive(b"\0", range(MAX_WAITING_DESCRIPTORS))
+        server.next_event()
+        server.receive(b"\0", (99,))
+        with pytest.raises(RemoteProtocolError, match="not asked for"):
+            server.next_event()
+        assert server.descriptors_to_close() == (*range(MAX_WAITING_DESCRIPTORS), 99)
+
+
 def test_an_unknown_request_is_refused_and_the_next_one_served() -> None:
     server = ready()
     server.receive(frame(bytes.fromhex("1000007700000009ffff")) + encode(AliveCheck(3)))

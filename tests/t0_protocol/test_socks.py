@@ -72,6 +72,15 @@ REFUSED = {
     "5, datagrams": (bytes.fromhex("050100 0503 00 01 c0000201 0050"), bytes.fromhex("0500 0507 00 01 00000000 0000")),
     "5, unknown address": (bytes.fromhex("050100 0501 00 05 c0000201"), bytes.fromhex("0500 0508 00 01 00000000 0000")),
     "5, no name": (bytes.fromhex("050100 0501 00 03 00 0050"), bytes.fromhex("0500 0501 00 01 00000000 0000")),
+    "5, a NUL in the name": (
+        bytes.fromhex("050100 0501 00 03 03 61 00 62 0050"),
+        bytes.fromhex("0500 0501 00 01 00000000 0000"),
+    ),
+    "5, a name that is not UTF-8": (
+        bytes.fromhex("050100 0501 00 03 01 ff 0050"),
+        bytes.fromhex("0500 0501 00 01 00000000 0000"),
+    ),
+    "4a, a name that is not UTF-8": (bytes.fromhex("0401 0050 00000001 00 ff 00"), bytes.fromhex("005b000000000000")),
     "5, then 4": (bytes.fromhex("050100 0401 00 01 c0000201"), bytes.fromhex("0500")),
 }
 

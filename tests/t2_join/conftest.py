@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import processes
+from tests.support import mounts, processes
 
 
 @pytest.fixture
@@ -15,4 +14,4 @@ def control_path() -> Iterator[str]:
     """A path for a socket, short enough, in a private directory."""
     directory = processes.make_directory()
     yield str(directory / "master")
-    shutil.rmtree(directory)
+    mounts.remove_tree(directory)  # a master that ends may remove its socket meanwhile

@@ -275,13 +275,17 @@ async def test_closing_wakes_who_waits(upstream: PuttyUpstream) -> None:
             if not stream.send_nowait([bytes(1 << 16)]):
                 await stream.wait_writable()
 
-    stream = await open_session(upstream.path, b"sleep 2", subsystem=False)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(expect_loss, lambda stream: stream.receive_into([memoryview(bytearray(1))]))
-        nursery.start_soon(expect_loss, write_for_ever)
-        await trio.testing.wait_all_tasks_blocked(0.3)
-        stream.close()
-        stream.close()
+    stream = await open_session(upstream.path, b"printf '%07d\\n' $$; exec sleep 100", subsystem=False)
+    remote = processes.known(int(await read_exactly(stream, 8)))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_loss, lambda stream: stream.receive_into([memoryview(bytearray(1))]))
+            nursery.start_soon(expect_loss, write_for_ever)
+            await trio.testing.wait_all_tasks_blocked(0.3)
+            stream.close()
+            stream.close()
+    finally:  # nobody else would: it does not look at its input
+        processes.end([remote])
     assert len(errors) == 2
     with pytest.raises(ConnectionLost):
         stream.send_nowait([b"x"])
@@ -353,17 +357,18 @@ async def test_d18_a_byte_at_a_time(upstream: PuttyUpstream, control_path: str) 
 
 @in_trio
 async def test_d6_an_upstream_that_is_not_logged_in_yet(
-    make_sshd: Callable[..., Sshd], make_upstream: Callable[..., PuttyUpstream]
+    make_sshd: Callable[..., Sshd], make_upstream: Callable[..., PuttyUpstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mux.downstream.putty.SAY_WAITING_S", 0.05)
     server = make_sshd()
     listener = processes.known(server.pid)
     processes.send_signal(listener, signal.SIGSTOP)
     upstream = make_upstream(server, wait=False)
-    wait_until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
+    upstream.wait_said("Sharing this connection at")  # it listens before it has logged in
     waiting = f"waiting for the PuTTY upstream to log in (process {upstream.pid})"
     said: list[str] = []
     with pytest.raises(JoinError, match="has not logged in yet") as late:
-        await open_session(upstream.path, b"true", subsystem=False, deadline_s=1.3, say=said.append)
+        await open_session(upstream.path, b"true", subsystem=False, deadline_s=2.0, say=said.append)
     assert late.value.exit_code is ExitCode.NO_ANSWER
     assert said == [waiting]
     assert putty.probe(upstream.name, putty.Patience(0.1)).found is Found.FROZEN
@@ -390,7 +395,7 @@ async def test_d6_an_upstream_that_fails_to_log_in(
     processes.send_signal(listener, signal.SIGSTOP)
     (server.directory / "authorized_keys").write_text("")
     upstream = make_upstream(server, wait=False)
-    wait_until(lambda: Path(upstream.path).exists(), "plink listens before it has logged in")
+    upstream.wait_said("Sharing this connection at")  # it listens before it has logged in
     said: list[str] = []
     async with trio.open_nursery() as nursery:
 
@@ -459,7 +464,7 @@ def test_d9_when_we_are_killed_the_upstream_lives(
 ) -> None:
     upstream = make_upstream(make_sshd())
     command = [sys.executable, "-c", CLIENT, upstream.path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=processes.CHECKOUT) as client:
+    with processes.running(command, stdout=subprocess.PIPE, cwd=processes.CHECKOUT) as client:
         assert client.stdout is not None
         remote = processes.known(int(client.stdout.readline()))
         assert remote.running
@@ -539,14 +544,14 @@ def test_d20_looking_never_holds_up_a_plink(upstream: PuttyUpstream) -> None:
 
     def look() -> None:
         while not stop.is_set():
-            found.add(putty.probe(upstream.name).found)
+            found.add(putty.probe(upstream.name, putty.Patience(EVENT_DEADLINE_S)).found)
 
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for looker in lookers:
         looker.start()
     try:
         for _ in range(10):
-            assert upstream.plink("-shareexists", timeout_s=10).returncode == 0
+            assert upstream.plink("-shareexists", timeout_s=60).returncode == 0
     finally:
         stop.set()
         for looker in lookers:

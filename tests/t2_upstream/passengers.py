@@ -34,6 +34,7 @@ class Told:
     def __init__(self) -> None:
         self.values: list[int] = []
         self.no_tty = 0
+        self.texts: list[bytes] = []  # the names of those that were asked for
         self.over = asyncio.Event()
 
     def exit(self, value: int) -> None:
@@ -48,6 +49,7 @@ class Told:
         self.over.set()
 
     def info(self, name: bytes) -> bytes:
+        self.texts.append(name)
         return b"all about " + name + b"\r\n"
 
 

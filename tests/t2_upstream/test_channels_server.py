@@ -15,6 +15,7 @@ from mux.protocol.wire import string, u32
 from mux.upstream.channels import SESSION_WINDOW_BYTES, LiveChannel, OpenRefused
 from mux.upstream.engine import Engine
 from mux.upstream.pumps import Stream
+from tests.support.ports import free_port
 from tests.support.sshd import Sshd
 from tests.t2_upstream.ends import run, until
 from tests.t2_upstream.passengers import connected
@@ -101,8 +102,7 @@ def test_a_server_that_speaks_first_is_heard(sshd: Sshd) -> None:
 def test_nobody_listens_there(sshd: Sshd) -> None:
     async def main() -> None:
         async with connected(sshd) as engine:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                port = listener.getsockname()[1]
+            port = free_port()
             before = os.listdir("/proc/self/fd")
             line = Line()
             with line.ours:

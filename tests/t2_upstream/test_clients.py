@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
+import mux.upstream.lifetime
 from mux.protocol.control import Signal
 from mux.protocol.messages import (
     Alive,
@@ -26,7 +28,7 @@ from mux.protocol.messages import (
 )
 from tests.support.sshd import HOST, Sshd
 
-from .riding import eventually, riding
+from .riding import Raw, eventually, riding
 
 GREETING = bytes.fromhex("0000000800000001 00000004")  # as OpenSSH's clients send it
 OUR_GREETING = bytes.fromhex("00000015 00000001 00000004 00000004") + b"info" + bytes.fromhex("00000001") + b"0"
@@ -267,6 +269,38 @@ def test_who_is_here_is_told_apart(sshd: Sshd, path: str) -> None:
             await eventually(lambda: not ride.upstream.clients)
             assert (await ride.control("check", "-o", "LogLevel=ERROR")).code == 0
             assert ride.upstream.tally.clients == 2
+
+    asyncio.run(main())
+
+
+def test_who_came_as_it_was_about_to_end_is_served(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mux.upstream.lifetime, "LINGER_S", 0.0)
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            late = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+            lifetime = ride.upstream.lifetime
+
+            def why() -> str:
+                for connection in late:
+                    connection.connect(path)
+                monkeypatch.undo()
+                return lifetime.why()
+
+            monkeypatch.setattr(lifetime, "why", why)
+            lifetime.persist_s = 0.0
+            lifetime.rode()
+            ending = asyncio.create_task(ride.upstream.end_when_unneeded())
+            await eventually(lambda: not lifetime.listening)
+            assert not Path(path).exists()
+            for connection in late:
+                connection.setblocking(False)
+                with Raw(connection) as client:
+                    await client.greet()
+                    assert await client.ask(AliveCheck(0)) == Alive(0, os.getpid())
+                    assert not ride.served.done()
+            assert await ride.served == "the last client has left, and no new ones are taken"
+            await ending
 
     asyncio.run(main())
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mux.protocol.control import Signal
-from mux.protocol.messages import Alive, AliveCheck, NewSession, encode
+from mux.protocol.messages import Alive, AliveCheck, Failure, InfoRequest, NewSession, Proxy, ProxyReady, encode
+from mux.protocol.wire import string
 from mux.upstream import clients, entrance, upstream
-from tests.support.sshd import Sshd, program
+from mux.upstream.relay import Relay
+from tests.support.sshd import HOST, Sshd, program
 
+from .proxied import Proxied, relays
 from .riding import Raw, eventually, riding
 
 GREETING = bytes.fromhex("0000000800000001 00000004")
@@ -30,6 +36,14 @@ SESSION = encode(NewSession(0, command=b"true"))
 @pytest.fixture
 def path(sshd: Sshd) -> str:
     return str(sshd.control_dir / "upstream")
+
+
+class Undecided:
+    """Who is asked, and never answers."""
+
+    async def confirm(self, text: str) -> bool:
+        await asyncio.Event().wait()
+        return True
 
 
 async def is_served(client: Raw) -> None:
@@ -203,6 +217,94 @@ def test_descriptors_in_drops_are_closed_with_the_client(sshd: Sshd, path: str) 
     asyncio.run(main())
 
 
+def test_descriptors_may_not_pile_up_while_the_owner_is_asked(sshd: Sshd, path: str) -> None:
+    async def main() -> None:
+        async with riding(sshd, path, prompts=Undecided(), control_master="ask") as ride:
+            with await ride.raw() as client:
+                await client.write(GREETING + encode(Proxy(0)))
+                before = len(os.listdir("/proc/self/fd"))
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    for _ in range(40):
+                        await client.write(b"\0", [client.socket.fileno()] * 16)
+                        await asyncio.sleep(0)
+                        assert len(os.listdir("/proc/self/fd")) <= before + 3 * 16
+                assert await client.rest() == OUR_GREETING
+            await eventually(lambda: ride.upstream.tally.dropped == 1)
+
+    asyncio.run(main())
+
+
+def test_descriptors_of_a_client_that_has_gone_before_its_request_is_looked_at(sshd: Sshd, path: str) -> None:
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            reading, writing = os.pipe()
+            try:
+                with await ride.raw() as client:
+                    await client.greet()
+                    await client.write(CHECK + SESSION + b"\0\0\0", [writing] * 3)
+                os.close(writing)
+                writing = -1
+                await eventually(lambda: not ride.upstream.clients)
+                # Ours was the last: the end shows only if nobody has kept it.
+                await eventually(lambda: select.select([reading], [], [], 0)[0])
+                assert ride.upstream.tally.sessions == 0
+            finally:
+                os.close(reading)
+                if writing >= 0:
+                    os.close(writing)
+
+    asyncio.run(main())
+
+
+def test_a_flood_that_ends_in_proxy_mode_is_one_relays(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "PORTION_S", 0.0)  # the pause ends as soon as proxy mode has begun
+    begun: list[Relay] = []
+
+    def counted(*arguments: Any) -> Relay:
+        begun.append(Relay(*arguments))
+        return begun[-1]
+
+    monkeypatch.setattr(clients, "Relay", counted)
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            with await ride.raw() as client:
+                count = clients.REQUESTS_PER_PORTION
+                await client.write(GREETING + CHECK * count + encode(Proxy(0)))
+                assert await client.read(len(OUR_GREETING)) == OUR_GREETING
+                assert len(await client.read(16 * count)) == 16 * count
+                assert await client.read(12) == encode(ProxyReady(0))
+                proxied = Proxied(client)
+                session = await proxied.execute(b"cat")
+                await proxied.say(94, session, string(b"word"))
+                assert (await proxied.hear_kind(94)).body[8:] == b"word"
+                assert len(begun) == 1
+            await eventually(lambda: not ride.upstream.clients and not begun[0].channels)
+
+    asyncio.run(main())
+
+
+def test_descriptors_that_came_with_a_request_for_proxy_mode(sshd: Sshd, path: str) -> None:
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            reading, writing = os.pipe()
+            try:
+                with await ride.raw() as client:
+                    await client.greet()
+                    await client.write(encode(Proxy(0)) + b"\0", [writing] * 16)
+                    os.close(writing)
+                    writing = -1
+                    assert await client.read(12) == encode(ProxyReady(0))
+                    await eventually(lambda: select.select([reading], [], [], 0)[0])
+                    assert relays(ride)
+            finally:
+                os.close(reading)
+                if writing >= 0:
+                    os.close(writing)
+
+    asyncio.run(main())
+
+
 def test_a_flood_of_requests_whose_answers_nobody_reads(sshd: Sshd, path: str) -> None:
     async def main() -> None:
         async with riding(sshd, path) as ride:
@@ -250,6 +352,35 @@ def test_a_flood_whose_answers_are_read_is_served_in_portions(
     asyncio.run(main())
 
 
+def test_a_flood_of_questions_about_everything_is_answered_one_by_one(
+    sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = encode(InfoRequest(0, b"sshmux-status"))
+    count = clients.READ_BYTES // len(question)
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            with await ride.raw() as flood, await ride.raw() as decent:
+                await flood.greet()
+                await decent.greet()
+                monkeypatch.setattr(clients, "PORTION_S", 3600.0)
+                await flood.write(question * count)
+                await flood.read(int.from_bytes(await flood.read(4), "big"))
+                await is_served(decent)
+                with pytest.raises(BlockingIOError):
+                    flood.socket.recv(1)
+                (paced,) = (client for client in ride.clients if "pace" in client._timers)
+                monkeypatch.setattr(clients, "PORTION_S", 0.0)
+                monkeypatch.setattr(clients, "TELLING_SHARE", 1.0)
+                paced._set_timer("pace", 0, paced._advance)
+                for _ in range(count - 1):
+                    await flood.read(int.from_bytes(await flood.read(4), "big"))
+                await flood.write(CHECK)
+                assert await flood.read(16)
+
+    asyncio.run(main())
+
+
 def test_many_unfinished_requests_are_too_many(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "MAX_HELD_BYTES", 10_000)
 
@@ -268,11 +399,6 @@ def test_many_unfinished_requests_are_too_many(sshd: Sshd, path: str, monkeypatc
 
 
 def test_a_client_talks_on_while_its_request_is_served(sshd: Sshd, path: str) -> None:
-    class Undecided:
-        async def confirm(self, text: str) -> bool:
-            await asyncio.Event().wait()
-            return True
-
     async def main() -> None:
         async with riding(sshd, path, prompts=Undecided(), control_master="ask") as ride:
             with await ride.raw() as client, await ride.raw() as decent:
@@ -293,15 +419,64 @@ def test_more_clients_than_there_is_room_for(sshd: Sshd, path: str, monkeypatch:
     async def main() -> None:
         async with riding(sshd, path) as ride:
             here = [await (await ride.raw()).greet() for _ in range(3)]
+            done = await ride.control("check")
+            assert (done.code, done.out, done.err) == (0, b"", f"Master running (pid={os.getpid()})\r\n")
+            alone = await ride.ssh(HOST, "echo by itself")
+            assert (alone.code, alone.out) == (0, b"by itself\n")
+            assert "too many clients share this connection" in alone.err
             with await ride.raw() as surplus:
-                assert await surplus.rest() == b""
+                await surplus.greet()
+                assert await surplus.ask(Proxy(0)) == Failure(0, clients.FULL.encode())
+                assert await surplus.event() is Signal.ENDED
+            for client in here:
+                await is_served(client)
             here[0].socket.close()
             await eventually(lambda: len(ride.upstream.clients) == 2)
-            with await ride.raw() as next_one:
-                await next_one.greet()
+            assert (await ride.ssh(HOST, "echo rides")).out == b"rides\n"
+            assert (ride.upstream.tally.surplus, ride.upstream.tally.sessions) == (3, 1)
             for client in here:
                 client.socket.close()
-            assert ride.upstream.tally.surplus == 1
+
+    asyncio.run(main())
+
+
+def test_more_clients_than_are_told_that_there_is_no_room(
+    sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(upstream, "MAX_SURPLUS", 1)
+    monkeypatch.setattr(clients, "SURPLUS_DEADLINE_S", 0.02)
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            with await ride.raw() as client, await ride.raw() as surplus, await ride.raw() as too_many:
+                await client.greet()
+                assert await too_many.rest() == b""
+                assert await surplus.rest() == OUR_GREETING
+                await is_served(client)
+                assert (ride.upstream.tally.surplus, ride.upstream.tally.dropped) == (2, 1)
+
+    asyncio.run(main())
+
+
+def test_whoever_is_idle_gives_way_to_somebody_else(sshd: Sshd, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_CLIENTS", 3)
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            with await ride.raw() as rider, await ride.raw() as idle, await ride.raw() as later:
+                for client in (rider, idle, later):
+                    await client.greet()
+                assert await rider.ask(Proxy(0)) == ProxyReady(0)
+                await is_served(idle)
+                await is_served(later)
+                with monkeypatch.context() as patch:
+                    patch.setattr(upstream, "IDLE_S", 0.0)
+                    assert (await ride.ssh(HOST, "echo rides")).out == b"rides\n"
+                assert await idle.event() is Signal.ENDED
+                await is_served(later)
+                assert relays(ride)
+                assert ride.upstream.tally.surplus == 0
 
     asyncio.run(main())
 

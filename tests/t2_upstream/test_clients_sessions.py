@@ -12,6 +12,7 @@ import pytest
 
 from mux.protocol.control import Signal
 from mux.protocol.messages import (
+    UNIX_SOCKET_PORT,
     Alive,
     AliveCheck,
     ExitMessage,
@@ -20,6 +21,7 @@ from mux.protocol.messages import (
     SessionOpened,
     StdioForward,
 )
+from mux.upstream.listeners import LARGEST_WINDOW_BYTES, LEAST_WINDOW_BYTES
 from tests.support.sshd import HOST, Sshd
 
 from .riding import Raw, eventually, riding
@@ -267,5 +269,39 @@ def test_a_stdio_forwarding_to_a_path(sshd: Sshd, path: str) -> None:
                 assert await standard.output() == b"hello"
                 assert await client.event() is Signal.ENDED
         Path(target).unlink(missing_ok=True)  # from Python 3.13 on a server removes its own
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["it ends", "its client goes", "refused"])
+def test_the_window_of_a_stdio_forwarding_is_a_forwarded_connections(sshd: Sshd, path: str, how: str) -> None:
+    """There may be as many of them as clients, and none need ever read: all their windows come out of one budget."""
+
+    async def main() -> None:
+        async with riding(sshd, path) as ride:
+            gate = ride.upstream.forwards.gate
+            taken = [gate.enter() for _ in range(1000)]
+            with await ride.raw() as client, Standard() as standard:
+                await client.greet()
+                host = b"/nonexistent" if how == "refused" else b"127.0.0.1"
+                port = UNIX_SOCKET_PORT if how == "refused" else sshd.port
+                reply = await client.ask(StdioForward(0, b"", host, port), (standard.stdin, standard.stdout))
+                if how == "refused":
+                    assert isinstance(reply, Failure)
+                else:
+                    assert isinstance(reply, SessionOpened)
+                    (rider,) = ride.clients
+                    assert rider.stream is not None
+                    assert rider.stream.channel._channel.window_bytes == LEAST_WINDOW_BYTES
+                    assert gate.inside == 1001
+                if how == "it ends":
+                    os.write(standard.feed, b"SSH-2.0-nobody\r\n")
+                    standard.close(standard.feed)
+                    assert (await standard.output()).startswith(BANNER)
+                    assert await client.event() is Signal.ENDED
+            await eventually(lambda: gate.inside == 1000)
+            for window_bytes in taken:
+                gate.leave(window_bytes)
+            assert gate.enter() == LARGEST_WINDOW_BYTES
 
     asyncio.run(main())

@@ -62,7 +62,7 @@ def test_parts_are_not_needed_after_they_were_sent(sshd: Sshd) -> None:
                 answered = asyncio.Event()
                 taker = Taker(got, answered)
                 number[:] = u32(engine.add_route(taker))
-                engine.send(90, memoryview(kind), number, u32(1 << 20), u32(1 << 15))
+                engine.send(90, memoryview(kind), memoryview(number), u32(1 << 20), u32(1 << 15))
                 kind[:] = bytes(len(kind))
                 number[:] = bytes(4)
                 await asyncio.wait_for(answered.wait(), DEADLINE_S)

@@ -137,8 +137,8 @@ def test_a_server_that_answers_is_kept(sshd: Sshd) -> None:
     """More than twice as long as a silent one would be."""
 
     async def main() -> None:
-        async with connected(sshd, keepalive_interval=0.5, keepalive_count_max=2) as engine:
-            ran = Exec(engine, "sleep 3.5; echo done")
+        async with connected(sshd, keepalive_interval=1.0, keepalive_count_max=4) as engine:
+            ran = Exec(engine, "sleep 9; echo done")
             assert await ran.done() == b"done\n"
             assert engine.facts().round_trip_s is not None
 
@@ -147,10 +147,10 @@ def test_a_server_that_answers_is_kept(sshd: Sshd) -> None:
 
 def test_our_own_absence_is_not_the_servers(sshd: Sshd) -> None:
     async def main() -> None:
-        async with connected(sshd, keepalive_interval=0.5, keepalive_count_max=2) as engine:
+        async with connected(sshd, keepalive_interval=1.0, keepalive_count_max=4) as engine:
             await engine.measure(DEADLINE_S)
-            time.sleep(2.5)  # noqa: ASYNC251 - this is what is tested: the process does not run
-            assert await Exec(engine, "sleep 0.7; echo alive").done() == b"alive\n"
+            time.sleep(5)  # noqa: ASYNC251 - this is what is tested: the process does not run
+            assert await Exec(engine, "sleep 1.2; echo alive").done() == b"alive\n"
 
     asyncio.run(main())
 
@@ -240,7 +240,7 @@ def test_corruption_ends_the_connection_and_nothing_else(
         async with cable(sshd.port) as wire, connected(sshd) as other:
             # Noise may be the length of a packet that never becomes whole: only silence tells then.
             engine = await engine_to(
-                sshd, wire.port, encryption_algs=[cipher], keepalive_interval=0.5, keepalive_count_max=3
+                sshd, wire.port, encryption_algs=[cipher], keepalive_interval=1.0, keepalive_count_max=6
             )
             ran = Exec(engine, "cat", eof=False)
             await engine.measure(DEADLINE_S)

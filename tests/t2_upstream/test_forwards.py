@@ -15,7 +15,7 @@ import pytest
 from mux.errors import SharingError
 from mux.protocol.messages import Forward, ForwardKind, Ok, OpenForward, RemotePort
 from mux.protocol.socks import Connect
-from mux.upstream.forwards import describe, remote_bind_host
+from mux.upstream.forwards import ForwardRefused, check, describe, remote_bind_host
 from mux.upstream.listeners import bind_names, listen_unix
 from mux.upstream.passages import permitted
 from tests.support.ports import free_port
@@ -661,6 +661,26 @@ def test_the_end_in_the_step_in_which_one_is_open(sshd: Sshd, path: str) -> None
             assert not forwards.standing and not os.path.exists(listening)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("forward", "sound"),
+    [
+        (Forward(1, b"", 80, b"caf\xe9", 81), False),
+        (Forward(2, b"caf\xe9", 80, b"host", 81), False),
+        (Forward(1, b"/caf\xe9", PATH_PORT, b"host", 81), True),
+        (Forward(2, b"", 80, b"/caf\xe9", PATH_PORT), True),
+        (Forward(1, b"", 80, b"/" + b"x" * 4095, PATH_PORT), True),
+        (Forward(1, b"", 80, b"/" + b"x" * 4096, PATH_PORT), False),
+        (Forward(2, b"x" * 5000, 80, b"host", 81), False),
+    ],
+)
+def test_what_the_server_is_told_is_a_name_and_what_stays_here_need_not_be(forward: Forward, sound: bool) -> None:
+    if sound:
+        check(forward)
+    else:
+        with pytest.raises(ForwardRefused, match="Invalid forwarding request"):
+            check(forward)
 
 
 @pytest.mark.parametrize(

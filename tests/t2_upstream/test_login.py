@@ -114,10 +114,10 @@ def test_a_silent_server_has_a_limit(sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_person_may_think_longer_than_a_server_may_be_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(login_module, "SILENCE_S", 4.0)
+    monkeypatch.setattr(login_module, "SILENCE_S", 8.0)
     environment = askpass(tmp_path, "sesame")
     slow = Path(environment["SSH_ASKPASS"])
-    slow.write_text(slow.read_text().replace("cat ", "sleep 5; cat "))
+    slow.write_text(slow.read_text().replace("cat ", "sleep 10; cat "))
     with OtherServer(tmp_path, Wish(passwords=["sesame"])) as server:
         log_in(server.config, environment=environment)
 

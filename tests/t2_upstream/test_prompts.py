@@ -126,7 +126,7 @@ def test_a_password_and_a_dialogue_on_the_terminal(sshd: Sshd, tmp_path: Path) -
 
 
 def test_the_server_hangs_up_during_a_question(sshd: Sshd, tmp_path: Path) -> None:
-    server = OtherServer(tmp_path, Wish(passwords=["x"]), login_timeout=4)
+    server = OtherServer(tmp_path, Wish(passwords=["x"]), login_timeout=8)
     with server, on_terminal(sshd, config=server.config) as terminal:
         at(terminal, PASSWORD)
         terminal.expect("FAILED ")

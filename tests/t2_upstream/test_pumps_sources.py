@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -15,9 +16,21 @@ from typing import Any
 import pytest
 
 from mux.upstream.ports import Port
-from mux.upstream.pumps import Source
+from mux.upstream.pumps import Sink, Source
 from mux.upstream.workers import MAX_THREADS, Done, Workers
-from tests.t2_upstream.ends import Ends, Window, fifo, flags, pipe, run, sockets, tcp, terminal_read, until
+from tests.t2_upstream.ends import (
+    Ends,
+    Window,
+    fifo,
+    flags,
+    pipe,
+    run,
+    sockets,
+    tcp,
+    terminal_read,
+    terminal_write,
+    until,
+)
 
 ANY = [pipe, sockets, tcp, terminal_read]
 DATA = bytes(range(256)) * 8
@@ -167,6 +180,22 @@ def test_a_device_that_epoll_refuses() -> None:
             made.start()
             await until(lambda: window.wanted)
         assert bytes(window.taken) == bytes(300_000)
+
+    run(main)
+
+
+def test_the_master_of_a_terminal() -> None:
+    """Opened anew it would be that of another."""
+
+    async def main() -> None:
+        ends, window = terminal_write(), Window(100)
+        with source(ends.give(ends.reading), window) as made:
+            made.start()
+            os.write(ends.writing, b"from its terminal")
+            await until(lambda: window.taken == b"from its terminal")
+            ends.close(ends.writing)
+            await window.ended.wait()
+        ends.close()
 
     run(main)
 
@@ -327,9 +356,33 @@ def test_a_file_at_hand_costs_no_thread(tmp_path: Path, monkeypatch: pytest.Monk
         assert not window.taken  # one piece in a turn of the loop
         await window.ended.wait()
         assert bytes(window.taken) == b"x" * 1_000_000
-        assert (workers.jobs == 0) is knows
+        assert (workers.jobs == 1) is knows  # which looked what it is
 
     run(main)
+
+
+@pytest.mark.parametrize("kind", [pipe, sockets, tcp])
+def test_what_can_be_waited_for_costs_no_thread(kind: Callable[[], Ends], monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = CountingWorkers()
+    for module in ("ports", "sources", "sinks"):
+        monkeypatch.setattr(f"mux.upstream.{module}.WORKERS", workers)
+
+    async def main() -> None:
+        ends, window, done = kind(), Window(1 << 20), asyncio.Event()
+        into = Sink(ends.give(ends.writing), lambda count: None, failed=done.set, done=done.set)
+        with source(ends.give(ends.reading), window) as made:
+            made.start()
+            into.write(memoryview(DATA))
+            into.finish()
+            await done.wait()
+            ends.close(ends.writing)
+            await window.ended.wait()
+            assert not made.closing
+        ends.close()
+        assert bytes(window.taken) == DATA
+
+    run(main)
+    assert workers.jobs == 0
 
 
 def test_out_of_descriptors_it_goes_without_one_of_its_own() -> None:

@@ -217,7 +217,7 @@ def test_a_silent_client_does_not_cost_the_connection(make_sshd: Callable[..., S
     One channel is that of a client that is stopped, or of one that has gone and whose command does not read its input,
     so that the server cannot close it.
     """
-    sshd = make_sshd(extra=("ClientAliveInterval 2", "ClientAliveCountMax 1"))
+    sshd = make_sshd(extra=("ClientAliveInterval 2", "ClientAliveCountMax 3"))
 
     async def main() -> None:
         async with riding(sshd, str(sshd.control_dir / "upstream")) as ride:
@@ -228,10 +228,10 @@ def test_a_silent_client_does_not_cost_the_connection(make_sshd: Callable[..., S
                 (relay,) = relays(ride)
                 await eventually(lambda: relay.channels[0].sent_bytes == 40 * 32768)
                 if how == "stopped":
-                    done = await ride.ssh(HOST, "sleep 8; echo alive")
+                    done = await ride.ssh(HOST, "sleep 12; echo alive")
             await eventually(lambda: not ride.upstream.clients)
             if how == "gone":
-                done = await ride.ssh(HOST, "sleep 8; echo alive")
+                done = await ride.ssh(HOST, "sleep 12; echo alive")
                 assert relay.channels
             assert (done.code, done.out) == (0, b"alive\n")
             # Nobody else would: it has no terminal, and does not look at its input.

@@ -11,13 +11,16 @@ import os
 import pty
 import struct
 import termios
+import threading
 import tty
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from mux.errors import RemoteProtocolError
 from mux.protocol.messages import NO_ESCAPE_CHARACTER, NewSession
 from mux.protocol.wire import boolean, string, u32
 from mux.upstream.engine import Engine
@@ -119,6 +122,7 @@ def opening(window: int, packet: int) -> tuple[int, bytes]:
         ({"command": b"ls -l"}, asks(b"exec", True, string(b"ls -l"))),
         ({}, asks(b"shell", True)),
         ({"command": b"x", "subsystem": True}, asks(b"subsystem", True, string(b"x"))),
+        ({"subsystem": True}, asks(b"shell", True)),
     ],
 )
 def test_what_a_session_asks_for(asked: dict[str, Any], last: tuple[int, bytes]) -> None:
@@ -126,6 +130,65 @@ def test_what_a_session_asks_for(asked: dict[str, Any], last: tuple[int, bytes])
         async with scene(**asked) as one:
             assert one.server.take() == [opening(2 << 20, 32768), last]
             assert one.session.number == one.number
+
+    run(main)
+
+
+LATIN_1 = "caf\xe9".encode("latin-1")
+OPENSSH, ANOTHER = "SSH-2.0-OpenSSH_9.2", "SSH-2.0-dropbear_2022.83"
+
+
+async def unconfirmed(server: Server, **asked: Any) -> None:
+    """Ask for a session that nobody confirms."""
+    null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+    options = Options(send_env=("LC_*",))
+    message = NewSession(0, **asked)
+    await Session.open(cast(Engine, server), options, message, (null[0], null[1], null[2]), Told())
+
+
+@pytest.mark.parametrize(
+    ("version", "asked"),
+    [
+        (OPENSSH, {"command": b"echo a\0b"}),
+        (OPENSSH, {"command": b"sftp\0", "subsystem": True}),
+        (OPENSSH, {"command": LATIN_1, "subsystem": True}),
+        (OPENSSH, {"terminal": b"vt\0", "tty": True}),
+        (OPENSSH, {"terminal": LATIN_1, "tty": True}),
+        (OPENSSH, {"environment": (b"LC_ALL=a\0b",)}),
+        (OPENSSH, {"environment": (b"LC_\0=a",)}),
+        (OPENSSH, {"command": bytes(b"x" * 262_000)}),
+        (ANOTHER, {"command": bytes(b"x" * 34_000)}),
+        (ANOTHER, {"environment": (b"LC_ALL=" + b"x" * 40_000,)}),
+    ],
+)
+def test_what_a_server_might_hang_up_over_is_not_asked(version: str, asked: dict[str, Any]) -> None:
+    async def main() -> None:
+        server = Server()
+        server.version = version
+        with pytest.raises(RemoteProtocolError, match=r"malformed|more than the server takes"):
+            await unconfirmed(server, **asked)
+        assert not server.sent and not server.routes
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("version", "asked"),
+    [
+        (OPENSSH, {"command": b"ls " + LATIN_1}),
+        (OPENSSH, {"command": bytes(b"x" * 200_000)}),
+        (ANOTHER, {"command": bytes(b"x" * 32_000)}),
+        (ANOTHER, {"environment": (b"LC_ALL=" + LATIN_1, b"HOME=a\0b")}),
+    ],
+)
+def test_what_every_server_takes_is_asked(version: str, asked: dict[str, Any]) -> None:
+    async def main() -> None:
+        server = Server()
+        server.version = version
+        task = asyncio.ensure_future(unconfirmed(server, **asked))
+        await until(lambda: bool(server.sent))
+        task.cancel()
+        await asyncio.wait([task])
 
     run(main)
 
@@ -196,6 +259,30 @@ def test_no_terminal_has_no_modes_and_no_size() -> None:
         async with scene(tty=True, command=b"ls") as one:
             wanted = string(b"") + 4 * u32(0) + string(b"\0")
             assert one.server.take()[1] == asks(b"pty-req", True, wanted)
+
+    run(main)
+
+
+def test_a_file_is_asked_in_a_thread_whether_it_is_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie on a mount that hangs."""
+    asked_in = []
+
+    def modes(descriptor: int) -> bytes:
+        asked_in.append(threading.current_thread())
+        return encode_modes(descriptor)
+
+    monkeypatch.setattr("mux.upstream.terminal.modes", modes)
+
+    async def main() -> None:
+        file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+        user, terminal = pty.openpty()
+        for descriptor in (file, terminal):
+            async with scene(on=descriptor, tty=True, command=b"ls") as one:
+                wanted = one.server.take()[1][1]
+                assert (wanted.endswith(4 * u32(0) + string(b"\0"))) is (descriptor == file)
+        for descriptor in (file, user, terminal):
+            os.close(descriptor)
+        assert [thread is threading.main_thread() for thread in asked_in] == [False, True]
 
     run(main)
 
@@ -459,7 +546,66 @@ def test_no_escapes_where_there_are_none(asked: dict[str, Any]) -> None:
     run(main)
 
 
-def test_texts_that_nobody_reads_are_not_piled_up() -> None:
+@asynccontextmanager
+async def typing(data: bytes) -> AsyncIterator[Scene]:
+    """A session on a terminal where this was typed, and then b"done", which has arrived; nobody has read anything."""
+    user, terminal = pty.openpty()
+    tty.setraw(terminal)
+    try:
+        async with scene(on=terminal, tty=True, escape_character=ord("~"), command=b"cat") as one:
+            one.server.take()
+            await asyncio.to_thread(write_all, user, data + b"done")
+            await until(lambda: b"".join(body for kind, body in one.server.sent if kind == 94).endswith(b"done"))
+            yield one
+    finally:
+        os.close(user)
+        os.close(terminal)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+@pytest.mark.parametrize("escape", [b"~B", b"~R", b"~#", b"~I", b"~?", b"~C"])
+def test_of_a_flood_of_escapes_only_a_few_are_obeyed(escape: bytes) -> None:
+    async def main() -> None:
+        async with typing(escape * 20_000) as one:
+            breaks = [body for kind, body in one.server.sent if kind == 98]
+            assert len(breaks) < 1000 and one.server.rekeys < 1000
+            assert len(one.told.texts) < 1000 and one.session._own_bytes < 100_000
+            assert breaks or one.server.rekeys or one.shown().startswith(escape)
+
+    run(main)
+
+
+@pytest.mark.parametrize("escape", [b"~B", b"~R"])
+def test_no_escape_adds_to_what_is_too_much_for_the_connection(escape: bytes) -> None:
+    async def main() -> None:
+        user, terminal = pty.openpty()
+        tty.setraw(terminal)
+        async with scene(on=terminal, tty=True, escape_character=ord("~"), command=b"cat") as one:
+            one.server.take()
+            one.server.paused = True
+            os.write(user, escape + b"key")
+            await until(lambda: bool(one.server.sent))
+            assert one.server.take() == [(94, TO + string(b"key"))]
+            assert one.server.rekeys == 0
+            one.server.resume()
+            os.write(user, b"\r" + escape + b"key")
+            await until(lambda: len(one.server.sent) > (escape == b"~B"))
+            asked = [asks(b"break", False, u32(1000))] if escape == b"~B" else []
+            assert one.server.take() == [*asked, (94, TO + string(b"\rkey"))]
+            assert one.server.rekeys == (escape == b"~R")
+        os.close(user)
+        os.close(terminal)
+
+    run(main)
+
+
+def test_texts_that_nobody_reads_are_not_piled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mux.upstream.sessions.ESCAPES_PER_S", 1 << 20)
+
     async def main() -> None:
         user, terminal = pty.openpty()
         tty.setraw(terminal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,6 +57,15 @@ def rider(master: Master) -> Iterator[subprocess.Popen[bytes]]:
                     stream.close()
                 except BrokenPipeError:
                     pass
+
+
+def read_terminal(terminal: int) -> bytes:
+    """What is shown next; nothing when the other end is closed, for which Linux has an error. Never waits for ever."""
+    assert select.select([terminal], [], [], COMMAND_DEADLINE_S)[0], "nothing more is shown"
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 def rows(output: str) -> Sequence[dict[str, str]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
-from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, SSH_FAILED, about, rider
+from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, SSH_FAILED, about, read_terminal, rider
 
 
 def test_stop(holder: Master) -> None:
@@ -46,14 +46,6 @@ def test_exit_names_who_rides_and_ends_nothing(holder: Master) -> None:
         assert process.wait(COMMAND_DEADLINE_S) == SSH_FAILED
 
 
-def read(terminal: int) -> bytes:
-    """What was written to the other end; nothing when that is closed, for which Linux has an error."""
-    try:
-        return os.read(terminal, 4096)
-    except OSError:
-        return b""
-
-
 def exit_at_a_terminal(holder: Master, answer: bytes) -> tuple[str, int]:
     """`sshmux exit` on a terminal of its own, and `answer` typed there; returns what it showed, and its status."""
     near, far = pty.openpty()
@@ -63,9 +55,11 @@ def exit_at_a_terminal(holder: Master, answer: bytes) -> tuple[str, int]:
     shown = b""
     try:
         while b"[y/N]" not in shown:
-            shown += read(near)
+            more = read_terminal(near)
+            assert more, shown
+            shown += more
         os.write(near, answer)
-        while more := read(near):
+        while more := read_terminal(near):
             shown += more
         status = process.wait(COMMAND_DEADLINE_S)
     finally:

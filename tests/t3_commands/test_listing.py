@@ -45,11 +45,16 @@ def test_a_master_and_who_rides_on_it(sshd: Sshd, master: Master) -> None:
         "state": "live",
         "path": master.control_path,
     }
-    # The master closes its end of a client's connection when it comes to it.
+    await_no_clients(sshd, master)
+
+
+def await_no_clients(sshd: Sshd, master: Master) -> None:
+    """The master closes its end of a client's connection when it comes to it."""
     wait_until(lambda: listed(sshd)[master.control_path]["clients"] == 0, "the clients have gone")
 
 
 def test_the_table(sshd: Sshd, master: Master) -> None:
+    await_no_clients(sshd, master)
     done = sshmux(sshd, "list")
     row = next(row for row in rows(done.stdout) if row["PATH"] == master.control_path)
     told = (row["HOST"], row["KIND"], row["PID"], row["CLIENTS"], row["STATE"])
@@ -80,7 +85,8 @@ def test_a_persisting_master_is_known_by_the_configuration(sshd: Sshd, master: M
     with persisting(sshd, path):
         assert listed(sshd)[str(path)]["host"] is None
         assert listed(sshd, "-F", str(sshd.ssh_config))[str(path)]["host"] == HOST
-    assert listed(sshd) == {}
+    # It answers `-O exit` before it ends.
+    wait_until(lambda: listed(sshd) == {}, "the master has ended")
 
 
 def test_one_that_gives_no_answer_and_one_without_a_socket(sshd: Sshd, make_master: Callable[..., Master]) -> None:

@@ -19,6 +19,7 @@ from mux.commands.upstreams import Upstream as Row
 from mux.commands.upstreams import find
 from mux.rendezvous import putty
 from mux.rendezvous.sockets import Found
+from tests.support import processes
 from tests.support.background import START_DEADLINE_S
 from tests.support.master import Master
 from tests.support.putty import ADDRESS, PuttyUpstream, environment, identity, remove_directory
@@ -79,6 +80,8 @@ def test_it_is_listed_with_who_rides(plink: PuttyUpstream) -> None:
 
 
 def test_the_table(plink: PuttyUpstream) -> None:
+    # plink closes its end of the last look when it comes to it.
+    wait_until(lambda: (row_of(plink) or {}).get("clients") == 0, "nobody rides")
     done = sshmux(plink.sshd, "list")
     row = next(row for row in rows(done.stdout) if row["PATH"] == plink.path)
     told = (row["HOST"], row["KIND"], row["PID"], row["CLIENTS"], row["STATE"])
@@ -104,7 +107,7 @@ def lines_of(plink: PuttyUpstream, pid: int) -> list[str]:
 
 def ran(sshd: Sshd, *command: str) -> int:
     """Run a command that succeeds; its pid."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment(sshd)) as process:
+    with processes.running(command, stdout=subprocess.DEVNULL, env=environment(sshd)) as process:
         assert process.wait(COMMAND_DEADLINE_S) == OK
     return process.pid
 

@@ -20,7 +20,7 @@ from mux.commands.top import Meter, sparkline
 from tests.support.master import Master
 from tests.support.sshd import HOST
 from tests.support.upstream import Upstream
-from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, SSH_FAILED, about, rider, sshmux
+from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, SSH_FAILED, about, read_terminal, rider, sshmux
 
 
 def test_rates() -> None:
@@ -94,12 +94,12 @@ def test_at_a_terminal_until_a_key(holder: Master, key: bytes) -> None:
     with rider(holder) as riding, at_a_terminal(holder) as (terminal, process, before):
         shown = b""
         while shown.count(str(riding.pid).encode()) < 2:  # drawn, and drawn again
-            shown += os.read(terminal, 4096)
+            shown += read_terminal(terminal)
         assert b"\x1b[?1049h" in shown  # the other screen
         os.write(terminal, key)
         rest = b""
         while b"\x1b[?1049l" not in rest:  # and back
-            rest += os.read(terminal, 4096)
+            rest += read_terminal(terminal)
         assert process.wait(COMMAND_DEADLINE_S) == OK
         assert b"Traceback" not in rest
         assert termios.tcgetattr(terminal) == before
@@ -109,8 +109,8 @@ def test_at_a_terminal_until_the_connection_ends(holder: Master) -> None:
     with at_a_terminal(holder) as (terminal, process, _):
         shown = b""
         while f"{kind_of(holder)} {holder.pid}".encode() not in shown:
-            shown += os.read(terminal, 4096)
+            shown += read_terminal(terminal)
         holder.exit()
         while b"sshmux: " not in shown:
-            shown += os.read(terminal, 4096)
+            shown += read_terminal(terminal)
         assert process.wait(COMMAND_DEADLINE_S) == SSH_FAILED

@@ -50,6 +50,15 @@ def test_start(sshd: Sshd, started: Callable[..., subprocess.CompletedProcess[st
     assert not os.path.exists(told["path"])
 
 
+def test_start_of_an_ssh_that_holds_it(sshd: Sshd, started: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = started("-o", "ssh_command=ssh -oLogLevel=QUIET", "--json")
+    assert (done.stderr, done.returncode) == ("", OK)
+    told = json.loads(done.stdout)
+    assert told["started"] is True
+    assert processes.known(told["pid"]).command.startswith("ssh -oLogLevel=QUIET -f -N")
+    assert f"(pid={told['pid']})" in sshd.ssh("-O", "check", HOST).stderr
+
+
 def test_start_where_somebody_else_is(sshd: Sshd, master: Master) -> None:
     done = sshmux(sshd, "start", "-F", str(sshd.ssh_config), HOST)
     assert done.stdout == f"Master running (pid={master.pid}) at {master.control_path}\n"
@@ -67,7 +76,7 @@ def test_start_that_cannot_log_in(sshd: Sshd, started: Callable[..., subprocess.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_in_the_foreground_it_ends_with_its_command(sshd: Sshd, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=sshd.environment()) as process:
+    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=sshd.environment()) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         process.send_signal(number)
@@ -81,7 +90,7 @@ def test_in_the_foreground_it_ends_with_its_command(sshd: Sshd, number: signal.S
 def test_in_the_foreground_a_hangup_that_is_ignored(sshd: Sshd) -> None:
     """As under nohup(1): neither the command nor what it started takes notice."""
     command = ["/usr/bin/nohup", sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
-    with subprocess.Popen(
+    with processes.running(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=sshd.environment()
     ) as process:
         assert process.stdout is not None

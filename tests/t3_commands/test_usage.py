@@ -55,6 +55,10 @@ def test_a_command_that_does_not_exist(sshd: Sshd, typed: str, meant: str | None
         ["start", "--persist", "soon", HOST],
         ["start", "-S", "none", HOST],
         ["start", "-o", "password_stdin", HOST],
+        ["start", "-o", "ssh_command=ssh", "-o", "password_stdin", HOST],
+        ["start", "-o", "ssh_command=ssh", "-f", HOST],
+        ["start", "-o", "ssh_command=", HOST],
+        ["start", "-o", "ssh_command='ssh", HOST],
     ],
 )
 def test_mistakes(sshd: Sshd, arguments: list[str]) -> None:

@@ -88,6 +88,16 @@ def endless(directory: Path) -> None:
     os.truncate(directory / "endless", ENDLESS_BYTES)
 
 
+def sent_closes(tap: Tap) -> int:
+    """How many channels were closed by us."""
+    return sum(one.sent()[Message.CHANNEL_CLOSE] for one in tap.conversations)
+
+
+def closed(tap: Tap, count: int) -> None:
+    """Wait until so many channels were: what a mount said last is read here when it has ended."""
+    wait_until(lambda: sent_closes(tap) >= count, "the last CLOSE")
+
+
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +134,7 @@ def test_d4_d11_bulk_both_ways_and_nothing_wrong_on_the_wire(
     (directory / "file").rename(directory / "copy")
     assert bounded.in_subprocess(lambda: digest_of(mount.path / "copy")) == digest_of(directory / "copy")
     mount.unmount()
+    closed(tap, 1)
     tap.check()
     look, idle, session = tap.conversations
     assert not look.up.packets and not idle.up.packets
@@ -140,6 +151,7 @@ def test_d4_d10_d11_random_operations_and_nothing_wrong_on_the_wire(
     done = bounded.in_subprocess([*command, "--ops", "1000", "--seed", "11"], WITHIN_S)
     assert done.returncode == 0, done.stderr
     mount.unmount()
+    closed(tap, 1)
     tap.check()
     assert [one.sent()[Message.CHANNEL_CLOSE] for one in tap.conversations] == [0, 0, 1]  # the look, and what is kept
 
@@ -191,8 +203,9 @@ def test_d10_channels_that_end_while_data_goes_both_ways(
     assert outcome(lambda: (mount.path / "after").write_bytes(b"all this")) == 8
     assert (directory / "after").read_bytes() == b"all this"
     mount.unmount()
+    closed(tap, LOST_CHANNELS + 1)
     tap.check()
-    assert sum(one.sent()[Message.CHANNEL_CLOSE] for one in tap.conversations) == LOST_CHANNELS + 1
+    assert sent_closes(tap) == LOST_CHANNELS + 1
     assert plink.plink("echo", "alive").stdout == "alive\n"
 
 
@@ -210,7 +223,7 @@ def not_logged_in_yet(sshd: Sshd, make_upstream: MakeUpstream) -> tuple[PuttyUps
     listener = processes.known(sshd.pid)
     processes.send_signal(listener, signal.SIGSTOP)
     upstream = make_upstream(sshd, host="localhost", wait=False)
-    await_path(Path(upstream.path))  # it listens before it has logged in
+    upstream.wait_said("Sharing this connection at")  # it listens before it has logged in
     return upstream, lambda: processes.send_signal(listener, signal.SIGCONT)
 
 

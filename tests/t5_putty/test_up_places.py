@@ -17,7 +17,7 @@ import pytest
 
 from mux.errors import JoinError
 from mux.rendezvous import putty, putty_socket
-from tests.support.processes import CHECKOUT
+from tests.support import processes
 from tests.support.putty import remove_directory
 from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import Upstream, sshmux
@@ -132,7 +132,7 @@ def test_u3_is_said_in_one_line_and_the_rest_works(
     parent.mkdir(mode=0o755)
     main = tmp_path / "main.py"
     main.write_text(
-        f"import sys\nsys.path.insert(0, {str(CHECKOUT)!r})\n"
+        f"import sys\nsys.path.insert(0, {str(processes.CHECKOUT)!r})\n"
         "from mux.rendezvous import putty\n"
         f"putty.PARENT = {putty.PARENT!r}\n"
         "from mux.upstream.daemon import main\n"
@@ -141,7 +141,7 @@ def test_u3_is_said_in_one_line_and_the_rest_works(
     sshd = make_sshd()
     patched = tmp_path / "sshmux.py"
     patched.write_text(
-        f"import sys\nsys.path.insert(0, {str(CHECKOUT)!r})\n"
+        f"import sys\nsys.path.insert(0, {str(processes.CHECKOUT)!r})\n"
         "from pathlib import Path\nfrom mux.downstream import start\n"
         f"start._MAIN = Path({str(main)!r})\n"
         "from mux.cli import main\nsys.exit(main())\n"
@@ -292,7 +292,7 @@ def test_u35_a_plink_that_starts_at_the_same_time(stack: ExitStack, sshd: Sshd, 
     command = [program("plink"), "-share", "-batch", "-v", "-P", str(silent), "-N", f"{sshd.user}@127.0.0.1"]
     won = []
     for round_ in range(100):
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=riders.env) as process:
+        with processes.running(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=riders.env) as process:
             assert process.stderr is not None
             if round_ % 2:  # who is ready first depends on the machine: both get their chances
                 decision = process.stderr.readline()

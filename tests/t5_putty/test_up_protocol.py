@@ -11,6 +11,8 @@ import pytest
 from mux.protocol.bare import LARGEST_LINE_BYTES
 from mux.protocol.packets import LARGEST_FRAME_BYTES, PUTTY
 from mux.protocol.wire import string, u32
+from mux.upstream import upstream
+from mux.upstream.clients import FULL
 from tests.support.sshd import HOST, Sshd
 from tests.t2_upstream.proxied import Packet, Proxied
 from tests.t2_upstream.riding import eventually
@@ -63,7 +65,10 @@ def test_u11_answers_come_in_the_order_of_requests() -> None:
                         assert packet.body == u32(256)
                         heard.append(packet.kind)
                 assert heard == expected
-                assert (await client.hear_kind(94)).body[8:] == b"12\r\n"
+                output = b""
+                while len(output) < 4:
+                    output += (await client.hear_kind(94)).body[8:]
+                assert output == b"12\r\n"
 
         run(sshd, scenario)
 
@@ -251,6 +256,21 @@ def test_u38_data_comes_in_pieces_that_the_client_takes(sshd: Sshd) -> None:
     run(sshd, scenario)
 
 
+def test_one_more_than_there_is_room_for_is_told_so(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with sharing(sshd) as ride:
+            async with bare(ride) as client:
+                monkeypatch.setattr(upstream, "MAX_CLIENTS", 1)
+                async with bare(ride) as surplus:
+                    assert await surplus.last_words() == FULL
+                await client.execute(b"true")
+            await eventually(lambda: not ride.upstream.clients)
+            assert await works(ride)
+            assert ride.upstream.tally.surplus == 1
+
+    asyncio.run(main())
+
+
 class Owner:
     """Who is asked."""
 
@@ -279,6 +299,36 @@ def test_a_question_that_fails_costs_the_one_it_is_about(sshd: Sshd, expect_log:
                 assert await client.last_words() == "the question about it met with a fault of ours"
             await eventually(lambda: not ride.upstream.clients)
             assert ride.upstream.tally.dropped == 1
+
+    asyncio.run(main())
+
+
+class Undecided(Owner):
+    """Who is asked first, and answers the second question only."""
+
+    async def confirm(self, text: str) -> bool:
+        self.asked.append(text)
+        if len(self.asked) == 1:
+            await asyncio.Event().wait()
+        return self.answer
+
+
+@pytest.mark.parametrize("said", [b"", PACKETS, bytes(20_000)], ids=["nothing", "packets", "more than is read at once"])
+def test_a_question_ends_with_the_client_that_it_is_about(sshd: Sshd, said: bytes) -> None:
+    owner = Undecided(True)
+
+    async def main() -> None:
+        async with sharing(sshd, control_master="ask", prompts=owner) as ride:
+            async with connected(ride) as raw:
+                await raw.write(GREETING + said)
+                await hear_greeting(raw)
+                await eventually(lambda: owner.asked)
+            await eventually(lambda: not ride.upstream.clients)
+            async with connected(ride) as raw:
+                await raw.write(GREETING + PACKETS)
+                await hear_greeting(raw)
+                assert (await Proxied(raw, PUTTY).hear_kind(91)).number() == 256
+            assert len(owner.asked) == 2
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import processes
 from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import Upstream, sshmux
 from tests.support.waiting import wait_until
@@ -68,7 +69,7 @@ def test_u10_a_terminal(riders: Riders) -> None:
 
 def test_u29_window_requests_are_answered_over_200_mb(riders: Riders) -> None:
     plink = riders.command("plink", riders.destination, "head -c 200M /dev/zero; echo end >&2; exit 4")
-    with subprocess.Popen(plink, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=riders.env) as process:
+    with processes.running(plink, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=riders.env) as process:
         assert process.stdout is not None and process.stderr is not None
         count = 0
         while piece := process.stdout.read(1 << 20):

@@ -6,19 +6,29 @@ import fcntl
 import os
 import pty
 import select
+import shlex
+import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.sshd import HOST
+from mux.protocol.messages import Failure, SessionOpened
+from tests.support import processes
+from tests.support.master import Master
+from tests.support.mounted import Mount
+from tests.support.ports import free_port
+from tests.support.sshd import HOST, Sshd
+from tests.support.upstream import SSHMUX
 from tests.support.waiting import wait_until
-from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, line_of, say
+from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, killed_at_end, line_of, say
 from tests.t5_upstream.kinds import ours_only
+from tests.t5_upstream.raw import Raw, pipes, run, session
 
 TEXT = b"".join(b"line %d\n" % number for number in range(2000))
 
@@ -288,3 +298,168 @@ def test_52_slow_writer_stalls_nobody(clients: Clients, directory: Path) -> None
             stuck.stdin.write(block)
             _, writable, _ = select.select([], [stuck.stdin], [], 0.3)
         assert clients.ssh(HOST, "cat", input=TEXT).stdout == TEXT
+
+
+@ours_only
+def test_52_log_in_front_that_nobody_reads(server: Sshd, directory: Path) -> None:
+    """`sshmux start -f 2>&1 | less`: the first page is shown, and the connection serves on."""
+    path = directory / "holder"
+    reading, writing = os.pipe()
+    with open(reading, "rb"), open(writing, "wb", buffering=0) as pipe:
+        process = subprocess.Popen(
+            [*SSHMUX, "start", "-F", str(server.ssh_config), "-S", str(path), "-f", HOST],
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=server.environment(),
+            start_new_session=True,
+        )
+        with killed_at_end(process):
+            clients = Clients(server, str(path))
+            wait_until(lambda: clients.control("check").returncode == 0, "it serves")
+            os.set_blocking(writing, False)
+            while pipe.write(b"x" * select.PIPE_BUF):
+                pass
+            os.set_blocking(writing, True)
+            assert clients.ssh("-W", f"127.0.0.1:{free_port()}", HOST).returncode == SSH_FAILED  # which it notes
+            assert clients.ssh(HOST, "exit 6").returncode == 6
+            assert clients.control("exit").returncode == 0
+            assert ended(process) == 0
+
+
+@dataclass
+class Ridden:
+    """A mount on the very connection whose clients are handed its files, and the server's process behind it."""
+
+    clients: Clients
+    mount: Mount
+    server: processes.Process
+    gate: Path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Whatever the mount asks the server: the answer does not come meanwhile."""
+        processes.send_signal(self.server, signal.SIGSTOP)
+        try:
+            wait_until(lambda: processes.known(self.server.pid).state == "T", "it is stopped")
+            yield
+        finally:
+            processes.send_signal(self.server, signal.SIGCONT)
+
+    @contextmanager
+    def started(self, redirections: str, command: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], None]]]:
+        """ssh with files of the mount, which are open already; it begins when what is returned with it is called.
+
+        A shell opens them, whose place ssh takes: whoever has such a file open and makes another process waits for the
+        mount as whoever closes it, so this process and its other clients must have none.
+        """
+        os.mkfifo(self.gate)
+        ssh = shlex.join(self.clients.command(HOST, command))
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {redirections}; read line < {self.gate}; exec {ssh}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=self.clients.environment(),
+            start_new_session=True,
+            bufsize=0,
+        )
+        with killed_at_end(process), self.gate.open("w") as gate:
+            yield process, gate.close
+
+    def assert_others_are_served(self) -> None:
+        # Several, so that the connection's holder has come to what this test has it do.
+        for _ in range(5):
+            assert self.clients.control("check").returncode == 0
+        assert self.clients.ssh(HOST, "echo served").stdout == b"served\n"
+
+
+@pytest.fixture
+def options() -> list[str]:
+    """Of the mount."""
+    return []
+
+
+@pytest.fixture
+def ridden(
+    make_sshd: Callable[..., Sshd],
+    make_holder: Callable[..., Master],
+    make_mount: Callable[..., Mount],
+    options: list[str],
+) -> Ridden:
+    server = make_sshd(max_sessions=100)
+    holder = make_holder(server)
+    mount = make_mount(server.root, master=holder, options=[*options, f"deadline={1.5 * DEADLINE_S:g}"])
+    (sftp_server,) = server.sftp_servers()
+    return Ridden(Clients.of(holder), mount, sftp_server, server.directory / "gate")
+
+
+# As when it was asked long ago.
+FORGETFUL = ["attr_timeout=0", "dcache_stat_timeout=0"]
+
+
+@ours_only
+@pytest.mark.parametrize("options", [[], FORGETFUL], ids=["waits when closed", "waits when asked"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_52_output_to_a_mount_on_the_same_connection(ridden: Ridden, directory: Path, number: int) -> None:
+    """To ask what it is takes an answer of the server; and to close it, one to everything that was written."""
+    command = f"echo words >&{number}; touch {directory}/said"
+    with ridden.started(f"{number}> {ridden.mount.path}/out", command) as (process, begin):
+        with ridden.held():
+            begin()
+            wait_until((directory / "said").exists, "the command there has ended")
+            ridden.assert_others_are_served()
+            assert process.poll() is None
+        assert ended(process) == 0
+    assert (ridden.clients.sshd.root / "out").read_bytes() == b"words\n"
+
+
+@ours_only
+@pytest.mark.parametrize("options", [FORGETFUL], ids=["waits when asked"])
+def test_52_input_from_a_mount_on_the_same_connection(ridden: Ridden) -> None:
+    (ridden.mount.path / "in").write_bytes(TEXT)
+    with ridden.started(f"< {ridden.mount.path}/in", "cat") as (process, begin):
+        with ridden.held():
+            begin()
+            ridden.assert_others_are_served()
+            assert process.poll() is None
+        assert process.stdout is not None
+        assert process.stdout.read() == TEXT
+        assert ended(process) == 0
+
+
+@ours_only
+def test_52_unmounted_as_soon_as_the_client_has_ended(ridden: Ridden) -> None:
+    """Nothing of the mount is open in the connection's holder any more."""
+    path = ridden.mount.path
+    (path / "in").write_bytes(TEXT)
+    done = ridden.clients.shell(f"$SSH box 'head -1; echo err >&2' < {path}/in > {path}/out 2> {path}/err")
+    assert done.returncode == 0
+    ridden.mount.unmount()
+    root = ridden.clients.sshd.root
+    assert ((root / "out").read_text(), (root / "err").read_text()) == ("line 0\n", "err\n")
+
+
+@ours_only
+def test_52_client_killed_that_waits_for_a_mount(ridden: Ridden, directory: Path) -> None:
+    command = f"echo words; touch {directory}/said"
+    with ridden.started(f"> {ridden.mount.path}/out", command) as (process, begin), ridden.held():
+        begin()
+        wait_until((directory / "said").exists, "the command there has written")
+        ridden.assert_others_are_served()
+        process.kill()
+        ridden.assert_others_are_served()
+
+
+@ours_only
+def test_52_given_back_to_a_mount_on_the_same_connection(ridden: Ridden) -> None:
+    """Descriptors of a request that is refused are closed, which waits for the server as well."""
+    path = ridden.clients.control_path
+    assert path is not None
+    with (ridden.mount.path / "out").open("wb", buffering=0) as file, pipes() as (given, _), Raw(path) as raw:
+        raw.say(session(1, b"cat"), given)
+        raw.expect(SessionOpened)
+        with ridden.held():
+            file.write(b"start\n")
+            raw.say(session(2, b"cat"), [file.fileno()] * 3)
+            assert raw.expect(Failure).reason == b"Multiple sessions not supported"
+            assert run(path) == 3

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from mux.protocol.messages import UNIX_SOCKET_PORT, Failure, ForwardKind, OpenForward
+from tests.support.master import Master
 from tests.support.ports import free_port
-from tests.support.sshd import HOST
+from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
-from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended
+from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
+from tests.t5_upstream.raw import Hangup, Raw
 from tests.t5_upstream.sockets import Server, connected, echoes, read_all, refused, socks4, socks5
 from tests.t5_upstream.sockets import there_and_back as exchange
 
@@ -284,6 +287,52 @@ def test_34_dynamic(clients: Clients) -> None:
         with connected(port) as connection:
             assert socks5(connection, server.port, "localhost", by_name=True) == 0
             assert exchange(connection, b"by 5 and name") == b"by 5 and name"
+
+
+@pytest.fixture
+def own(make_sshd: Callable[..., Sshd], make_holder: Callable[..., Master]) -> Clients:
+    """Of a connection that a test may lose."""
+    return Clients.of(make_holder(make_sshd()))
+
+
+@contextmanager
+def witness(clients: Clients) -> Iterator[None]:
+    """A session that goes on, whatever others do."""
+    with clients.started(HOST, "cat; exit 6") as process:
+        yield
+        assert clients.ssh(HOST, "exit 3").returncode == 3
+        say(process, b"still here\n")
+        assert line_of(process) == b"still here"
+        assert process.stdin is not None
+        process.stdin.close()
+        assert ended(process) == 6
+
+
+@pytest.mark.parametrize("name", [b"a\0b", b"\0", b"caf\xe9.invalid"])
+def test_34_dynamic_to_a_name_that_is_none(own: Clients, name: bytes) -> None:
+    """Whoever may connect to the port may ask for it: a server hangs up on everybody over a NUL in a name."""
+    port = free_port()
+    with witness(own), forwarding(own, "-D", str(port)), connected(port) as connection:
+        connection.sendall(b"\x05\x01\x00" + b"\x05\x01\x00\x03" + bytes([len(name)]) + name + b"\0\x50")
+        assert read_all(connection)[:2] == b"\x05\x00"
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        (ForwardKind.LOCAL, b"127.0.0.1", 0, b"a\0b", 1),
+        (ForwardKind.REMOTE, b"a\0b", 0, b"127.0.0.1", 1),
+        (ForwardKind.REMOTE, b"/tmp/a\0b", UNIX_SOCKET_PORT, b"127.0.0.1", 1),
+        (ForwardKind.LOCAL, b"127.0.0.1", 0, b"/tmp/a\0b", UNIX_SOCKET_PORT),
+    ],
+)
+def test_30_a_place_that_is_none(own: Clients, forward: tuple[ForwardKind, bytes, int, bytes, int]) -> None:
+    """Refused, or hung up on, before anybody comes to it."""
+    assert own.control_path is not None
+    with witness(own), Raw(own.control_path) as raw:
+        raw.say(OpenForward(1, *forward))
+        with suppress(Hangup):
+            raw.expect(Failure)
 
 
 def test_34_dynamic_refused_at_the_far_end(clients: Clients) -> None:

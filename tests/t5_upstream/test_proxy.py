@@ -63,9 +63,9 @@ def test_41_several_at_once(clients: Clients) -> None:
 
 @ours_only
 def test_41_client_with_keepalive(clients: Clients) -> None:
-    """A real master hangs up at the first one; a client that is never answered, after two of them."""
-    options = ("-oServerAliveInterval=1", "-oServerAliveCountMax=2")
-    with clients.started("-O", "proxy", *options, HOST, "echo ready; sleep 4.2; read line; exit 5") as process:
+    """A real master hangs up at the first one; a client that is never answered, after four of them."""
+    options = ("-oServerAliveInterval=1", "-oServerAliveCountMax=4")
+    with clients.started("-O", "proxy", *options, HOST, "echo ready; sleep 7; read line; exit 5") as process:
         assert line_of(process) == b"ready"
         say(process, b"\n")
         assert ended(process) == 5

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mux.protocol.messages import ExitMessage, SessionOpened
+from mux.protocol.messages import ExitMessage, Failure, SessionOpened
 from tests.support.bounded import in_subprocess
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
@@ -29,7 +30,7 @@ from tests.t5_upstream.clients import (
     wait_for_file,
 )
 from tests.t5_upstream.kinds import ours_only
-from tests.t5_upstream.raw import Raw, pipes, session
+from tests.t5_upstream.raw import Hangup, Raw, null, pipes, session
 
 MIB = 1 << 20
 
@@ -204,6 +205,42 @@ def test_23_unknown_subsystem_is_told(clients: Clients) -> None:
     assert done.stderr.decode().splitlines() == ["subsystem request failed on channel 0"]
 
 
+def test_23_subsystem_without_a_name_is_a_shell(holder: Master) -> None:
+    with Raw(holder.control_path) as raw, pipes() as (given, kept):
+        raw.say(session(1, b"", subsystem=True), given)
+        raw.expect(SessionOpened)
+        os.write(kept[0], b"exit 7\n")
+        assert raw.expect(ExitMessage).exit_value == 7
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"command": b"echo a\0b"},
+        {"command": b"sf\0tp", "subsystem": True},
+        {"command": b"exit 3", "tty": True, "terminal": b"vt\0-100"},
+        {"command": b"exit 3", "environment": (b"LC_ALL=a\0b",)},
+    ],
+    ids=["command", "subsystem", "terminal", "variable"],
+)
+def test_02_a_session_that_the_server_would_hang_up_over(
+    make_sshd: Callable[..., Sshd], make_holder: Callable[..., Master], asked: dict[str, Any]
+) -> None:
+    """It is refused, or its client hung up on; everybody else's goes on."""
+    holder = make_holder(make_sshd(), options=["-oSendEnv=LC_*"])
+    clients = Clients.of(holder)
+    with clients.started(HOST, "cat; exit 6") as witness:
+        with Raw(holder.control_path) as raw, null() as descriptors, suppress(Hangup, BrokenPipeError):
+            raw.say(session(1, **asked), descriptors)
+            raw.expect(Failure)
+        assert clients.ssh(HOST, "exit 3").returncode == 3
+        say(witness, b"still here\n")
+        assert line_of(witness) == b"still here"
+        assert witness.stdin is not None
+        witness.stdin.close()
+        assert ended(witness) == 6
+
+
 def test_58_a_join_with_no_command(clients: Clients) -> None:
     """`-N` reaches the holder as a shell without a terminal; it ends with its input."""
     assert clients.ssh("-N", HOST, stdin=subprocess.DEVNULL).returncode == 0
@@ -211,6 +248,7 @@ def test_58_a_join_with_no_command(clients: Clients) -> None:
 
 def test_58_a_join_with_no_command_is_held(clients: Clients) -> None:
     with clients.started("-N", HOST) as process:
+        wait_until(lambda: catches(process.pid, signal.SIGTERM), "ssh is ready for the signal")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.terminate()
