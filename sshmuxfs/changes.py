@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from sshmuxfs.errors import errno_of
 from sshmuxfs.io.files import OpenFile, files_of, invalidate_reads, submit_writes
 from sshmuxfs.io.listing import NAME_MAX
 from sshmuxfs.questions import MAX_CROSSINGS, Questions, again_if_crossed, failure
@@ -89,6 +90,8 @@ class Changes(Questions):
         Raises OSError.
         """
         client = await self._link.client()
+        if file is None:
+            await self._check_names(client, inode)
         writable = wanted.size is not None
         wanted = await self._completed(inode, wanted)
         if self._live(client, inode, file, writable=writable) is None:
@@ -110,7 +113,8 @@ class Changes(Questions):
             requests: tuple[Request, Request] = (sftp.Fsetstat(file.handle, wanted), sftp.Fstat(file.handle))
         else:
             path = self.tree.path(inode)
-            requests = (self._setstat(client, inode, path, wanted), self._question(path))
+            asked = sftp.Fstat(file.handle) if file is not None else self._question(path)
+            requests = (self._setstat(client, inode, path, wanted), asked)
         changed, found = client.submit(*requests)
         await client.settled(found)
         try:
@@ -168,8 +172,11 @@ class Changes(Questions):
         inherited = got & stat.S_ISGID  # from the parent directory, as on any local file system
         if got != mode & MODE_BITS | inherited:
             try:
-                await self.set_attributes(inode, Attributes(permissions=mode & MODE_BITS | inherited), None)
-            except OSError as error:  # it is there, with the mode that there can be
+                with self.tree.held(inode):
+                    await self.set_attributes(inode, Attributes(permissions=mode & MODE_BITS | inherited), None)
+            except Exception as error:  # it is there, with the mode that there can be
+                if errno_of(error) is None:
+                    raise
                 log.debug("the mode of a new directory stays as the server made it: %s", error)
         return inode
 
@@ -202,6 +209,7 @@ class Changes(Questions):
         client = await self._link.client()
         if sftp.Hardlink.EXTENSION not in client.extensions:
             raise failure(errno.EPERM)  # what link(2) says of a file system without hard links
+        await self._check_names(client, inode)
         path = self._new_path(parent, name)
         submit_writes(inode)
         with self._in_doubt((parent, name)):

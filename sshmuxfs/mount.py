@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -26,6 +29,7 @@ from mux.downstream.join import join
 from mux.downstream.openssh import SessionStream
 from mux.downstream.start import Leash
 from mux.errors import ExitCode, SharingError, printable
+from mux.heap import keep_freed_memory
 from mux.rendezvous.target import ignored_options
 from mux.scheduling import ask_for_short_turns
 from sshmuxfs import mountpoint, turns
@@ -54,6 +58,10 @@ SPARE_TASKS = 8
 NEAR_S = 0.001
 # How long an orderly end waits for what was written and not yet acknowledged.
 SETTLE_S = 10.0
+# How much of that the kernel may take to hand over what it still holds; the rest is left to the server.
+HAND_OVER_S = 5.0
+# Between two looks whether the kernel has more: long enough for a handler whose write was acknowledged to say so.
+_LOOK_S = 0.01
 
 
 class MountError(SharingError):
@@ -99,7 +107,7 @@ async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
     with trio.open_signal_receiver(*signals.heeded()) as received:
         async with trio.open_nursery() as nursery:
             mounted: list[Operations] = []
-            nursery.start_soon(_end_on_signals, received, mounted, nursery.cancel_scope)
+            nursery.start_soon(_end_on_signals, received, mounted, nursery.cancel_scope, _Flusher(plan.place))
             try:
                 await _serve(plan, nursery, mounted, leashes)
             except trio.Cancelled:
@@ -115,15 +123,63 @@ async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
 
 
 async def _end_on_signals(
-    received: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope
+    received: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope, flusher: _Flusher
 ) -> None:
     async for number in received:
         log.info("ending on %s", signal.Signals(number).name)
         if not mounted:
             everything.cancel()
             return
-        await mounted[0].settle(SETTLE_S)
+        until_s = trio.current_time() + SETTLE_S
+        if mounted[0].is_writable:
+            with trio.move_on_after(HAND_OVER_S):
+                await flusher.run(mounted[0])
+        await mounted[0].settle(until_s - trio.current_time())
         pyfuse3.terminate()
+
+
+class _Flusher:
+    """Has the kernel hand over what was changed in mappings of our files and is not written back.
+
+    It does that for whoever asks it to sync the file system. A process of its own asks, while we still serve: this one
+    would wait for itself. Where the program lies is found out before there is a mount, in which it could lie.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._program = shutil.which("sync")
+
+    async def run(self, operations: Operations) -> None:
+        """Return when the kernel has nothing more and all of it was answered. For how long to wait, the caller says."""
+        if self._program is None:
+            return
+        try:
+            await self._ask(self._program)
+        except OSError as error:
+            log.warning("the kernel was not asked for what mappings have changed: %s", error)
+            return
+        # The kernel may call it done when all is in its queue, of which it shows us only a part at a time.
+        device = select.poll()
+        for descriptor in _devices():
+            device.register(descriptor, select.POLLIN)
+        while True:
+            await operations.settled()
+            await trio.sleep(_LOOK_S)
+            if not device.poll(0):
+                return
+
+    async def _ask(self, program: str) -> None:
+        asking = await trio.lowlevel.open_process(
+            [program, "-f", self._place],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            await asking.wait()
+        finally:
+            if asking.returncode is None:
+                asking.kill()
 
 
 async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], leashes: list[Leash]) -> None:
@@ -161,11 +217,12 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
         client = await link.start()
         operations = await _prepare(options, link, client, plan.place)
         _mount(operations, options, plan.place)
-        ask_for_short_turns()
-        link.watch(*_devices())
-        if client.pace.shortest_s < NEAR_S:
-            mountpoint.widen_read_ahead(plan.place)
         try:
+            ask_for_short_turns()
+            keep_freed_memory()
+            link.watch(*_devices())
+            if client.pace.shortest_s < NEAR_S:
+                mountpoint.widen_read_ahead(plan.place)
             mounted.append(operations)
             plan.announce()
             await pyfuse3.main(min_tasks=SPARE_TASKS, max_tasks=MAX_REQUESTS)
@@ -259,13 +316,20 @@ async def _identity(client: Client, options: Options) -> IdentityMap:
 def _mount(operations: Operations, options: Options, place: str) -> None:
     turns.install(pyfuse3)
     try:
-        pyfuse3.init(operations, place, set(mount_options(options)))
+        pyfuse3.init(operations, place, {_AsBytes(each) for each in mount_options(options)})
     except RuntimeError as error:
         raise MountError(
             f"the kernel did not take the mount at {place} ({error}); libfuse's own words stand above. "
             "Is fuse3 installed, and /dev/fuse there?",
             ExitCode.NO_FUSE,
         ) from error
+
+
+class _AsBytes(str):
+    """An option whose bytes the kernel is to have: pyfuse3 encodes options as ASCII, which no path promises to be."""
+
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:
+        return os.fsencode(str(self))
 
 
 def _devices() -> list[int]:

@@ -76,6 +76,8 @@ class Names(Changes):
     async def open_for(self, caller: int, inode: Inode, pflags: int) -> OpenFile:
         """`open` for the kernel, on behalf of the thread `caller`: told to look again, it is to find what it opens."""
         try:
+            if inode.gone and not self.stillness.awaits(caller):
+                raise Gone("it has no name any more")  # its name may lead to another: see what the kernel means by it
             file = await self.open(inode, pflags)
         except Gone:
             self.stillness.refused(caller)
@@ -94,40 +96,38 @@ class Names(Changes):
         """
         client = await self._link.client()
         if pflags & OpenFlag.TRUNC:
-            await self._renames_heard(client)  # what was opened by mistake is given back, not what it held
+            # What was opened by mistake is given back, not what it held.
+            await self._renames_heard(client)
+            await self._check_names(client, inode)
         submit_writes(inode)
         if inode.gone:
             return self._open_again(client, inode, pflags)
         if pflags & OpenFlag.TRUNC:
             invalidate_reads(inode)
             self.tree.touch(inode)
-        path = self.tree.path(inode)
-        as_of, moves, now_s = self.tree.changes, self.tree.crossing, monotonic()
+        path = self.tree.ways(inode)[0][2]
         request = sftp.Open(path, pflags, sftp.NO_ATTRIBUTES)
-        opened, found = client.submit(request, self._question(path))
-        await client.settled(found)
+        asked = self._submit_ways(client, inode, request)
+        await client.settled(asked.pendings[-1])
         try:
-            handle: bytes = await client.wait(opened)
+            handle: bytes = await client.wait(asked.before[0])
         except StatusError as error:
+            if inode.more_names:
+                await self._learn_ways(client, inode, asked)  # another name may have been meant: then it is looked up
             if error.code == Status.NO_SUCH_FILE and inode.parent is not None:
-                self._check_way(path, moves, inode)
-                self.tree.learn_absent(inode.parent, inode.name, now_s, as_of)
+                self._check_way(path, asked.moves, inode)
+                self.tree.learn_absent(inode.parent, inode.name, asked.now_s, asked.as_of)
                 # The kernel looks the name up again, once: then an open that may create does so. Whoever has just
                 # looked it up and comes too late has met a race, and is told what is true.
-                if inode.looked_up_at_s + _RETRY_S < now_s:
+                if inode.looked_up_at_s + _RETRY_S < asked.now_s:
                     raise Gone("removed elsewhere") from error
             raise await self._diagnosed(client, request, error) from error
         try:
-            self._check_way(path, moves, inode)
-            attributes = checked(await client.wait(found))
-            if stat.S_IFMT(attributes.permissions or 0) != inode.kind:
-                if inode.parent is not None:
-                    self.tree.learn(inode.parent, inode.name, attributes, now_s, as_of)
-                raise Gone("something else has taken the name")
+            self._check_way(path, asked.moves, inode)
+            await self._learn_ways(client, inode, asked)
         except BaseException:
             client.close_nowait(handle)
             raise
-        self.tree.update(inode, attributes, now_s, as_of)
         return self._opened(inode, client, handle, path, pflags)
 
     def _open_again(self, client: Client, inode: Inode, pflags: int) -> OpenFile:
@@ -145,7 +145,9 @@ class Names(Changes):
             if file is not None:
                 return file
             try:
-                return await self.open(await self.find(parent, name), pflags)
+                inode = await self.find(parent, name)
+                with self.tree.held(inode):
+                    return await self.open(inode, pflags)
             except Gone:
                 continue  # it was there, and is no more what it was
         raise Gone("its name is taken again and again")
@@ -278,8 +280,8 @@ class Names(Changes):
         """The mount ends: what the server has not answered for may be lost, and is told so."""
         for file in self._written():
             assert file.writer is not None
-            if file.writer.error is not None or file.writer.pending_bytes:
-                self._lost(file, file.writer.error or _Unanswered(file.writer.pending_bytes))
+            if file.untold is not None or file.writer.pending_bytes:
+                self._lost(file, file.untold or _Unanswered(file.writer.pending_bytes))
         closing, self._closing = self._closing, {}
         for file in closing.values():
             assert file.writer is not None

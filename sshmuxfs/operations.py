@@ -25,6 +25,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, time
 from typing import cast
 
@@ -235,11 +236,19 @@ class Operations(pyfuse3.Operations):
         handle = self._new_handle()
         self._files[handle] = file
         inode = file.inode
+        if file.writer is not None:
+            # As when it was accepted: what was asked before it is sent is answered without it.
+            file.writer.on_sent = partial(self._tree.touch, inode)
         seen = (inode.attributes.size or 0, inode.attributes.mtime or 0)
-        keep = inode.cached_as == seen and seen[1] + SETTLED_S < time() + self._names.server_ahead_s
-        inode.cached_as = seen
-        if not keep and file.writer is None:
-            file.reader.begin()
+        settled = seen[1] + SETTLED_S < time() + self._names.server_ahead_s
+        keep = settled and inode.cached_as == seen
+        # Pages of a file that had not settled may be of any of its versions, however long ago that is by then.
+        inode.cached_as = seen if settled else None
+        if not keep:
+            invalidate_reads(inode)  # the kernel may fill its pages through any descriptor of the file
+            if file.writer is None:
+                submit_writes(inode)
+                file.reader.begin()
         return FileInfo(fh=handle, direct_io=self._manners.direct_io, keep_cache=keep)
 
     def _file(self, handle: int) -> OpenFile:
@@ -338,9 +347,14 @@ class Operations(pyfuse3.Operations):
         """Wait for what another descriptor has accepted; if that fails, both are told."""
         assert file.writer is not None
         await file.writer.settled()
-        if file.writer.error is not None:
-            file.writer.told = True
-            raise await self._write_failed(file, 1, file.writer.error) from file.writer.error
+        error = file.writer.error
+        if error is None:
+            return
+        file.writer.told = True
+        if file in files_of(file.inode):
+            raise await self._write_failed(file, 1, error) from error
+        # Closed meanwhile: its handle may be another file's by now, so that what it was cannot be found out.
+        raise error if isinstance(error, FUSEError) else FUSEError(errno.EIO)
 
     async def _sync(self, file: OpenFile) -> None:
         """Have the server's disk hold what it has; a server that cannot be asked for it has done what it can."""
@@ -381,13 +395,24 @@ class Operations(pyfuse3.Operations):
                 token, dots, self._entry(listing.inode), position + 1
             ):
                 return
-        index = max(0, start_id - 2)
+        told: list[Inode] = []
+        try:
+            await self._tell_names(listing, max(0, start_id - 2), token, told)
+        except BaseException:
+            # The kernel gets an error in place of the entries, and will not forget what it was not told of.
+            for inode in told:
+                self._tree.forget(inode.number, 1)
+            raise
+
+    async def _tell_names(self, listing: Listing, index: int, token: ReaddirToken, told: list[Inode]) -> None:
+        """Fill a reply with the names from `index` on; `told` gets the inodes that the kernel is told of."""
         while await listing.has(index):
             inode = listing.inode_at(index)
             if inode is not None:
                 if not pyfuse3.readdir_reply(token, listing.names[index], self._entry(inode), index + 3):
                     return
                 self._tree.refer(inode)
+                told.append(inode)
             listing.given(index)
             index += 1
 
@@ -419,6 +444,15 @@ class Operations(pyfuse3.Operations):
         return data
 
     # -- the end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a file is open for writing; the kernel may then hold changes to a mapping of it."""
+        return any(file.writer is not None for file in self._files.values())
+
+    async def settled(self) -> None:
+        """Wait for what was accepted and is not answered."""
+        await self._names.settle()
 
     async def settle(self, within_s: float) -> None:
         """Before the end: wait for what was accepted and is not answered; called again, for what is left of that time.

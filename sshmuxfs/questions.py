@@ -5,6 +5,8 @@ The rules of this file:
   only as far as nothing was changed here since.
 - Version 3 names files by whole paths. A rename made here while a question is on the way may have led it elsewhere: it
   is then asked again (`again_if_crossed`), and what it was answered is not learned.
+- What is open or has several names is asked for by all that leads to it, the handle and every name, in one send. They
+  share all attributes; if they do not, somebody else has put another file under a name (`_learn_ways`).
 - A refusal is diagnosed once and leaves here as an OSError with the errno that a local file system would give.
 
 Imported by `sshmuxfs.changes`, `sshmuxfs.names`.
@@ -17,20 +19,23 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sshmuxfs.diagnosis import diagnose
-from sshmuxfs.io.files import files_of, submit_writes
+from sshmuxfs.io.files import OpenFile, files_of, submit_writes
 from sshmuxfs.io.listing import NAME_MAX, Listing
 from sshmuxfs.session import Link
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import Client
+from sshmuxfs.sftp.exchange import Pending
 from sshmuxfs.sftp.protocol import Attributes, Request, Status, StatusError
-from sshmuxfs.tree.attributes import checked
+from sshmuxfs.tree.attributes import BadAttributes, checked
 from sshmuxfs.tree.cache import CacheTimes
-from sshmuxfs.tree.inodes import Gone, Inode, Tree
+from sshmuxfs.tree.inodes import Gone, Inode, Tree, other_kind
 from sshmuxfs.tree.symlinks import LONGEST_TARGET_BYTES
+from sshmuxfs.tree.ways import Asked, Said
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -112,8 +117,17 @@ class Questions:
     async def _find_there(self, parent: Inode, name: bytes) -> Inode:
         client = await self._link.client()
         known = parent.directory.children.get(name) if parent.directory else None
-        if known is not None:
-            submit_writes(known)
+        if known is not None and (known.files or known.more_names):
+            try:
+                await self._ask_ways(client, known)
+            except Crossed:
+                raise
+            except Gone:
+                pass  # something else has the name, and is known now if it could be asked for
+            known = parent.directory.children.get(name) if parent.directory else None
+            if known is not None:
+                self.tree.found_singly(parent)
+                return known
         moves, path = self.tree.crossing, self.tree.path(parent, name)
         with self.tree.asking(parent) as as_of:
             now_s = monotonic()
@@ -165,6 +179,14 @@ class Questions:
                 return  # still open here, without a name: what was last known of it is all there is
             await self._ask_by_handle(client, inode, Gone("the file was removed"))
             return
+        if inode.files or inode.more_names:
+            try:
+                await self._ask_ways(client, inode)
+            except Crossed:
+                raise
+            except Gone as error:
+                await self._ask_by_handle(client, inode, error)
+            return
         parent, name, path = inode.parent, inode.name, self.tree.path(inode)
         if parent is None:
             try:
@@ -193,16 +215,105 @@ class Questions:
             raise Gone("something else has taken the name")
 
     async def _ask_by_handle(self, client: Client, inode: Inode, otherwise: Gone) -> None:
-        as_of, now_s = self.tree.changes, monotonic()
-        file = next((each for each in files_of(inode) if each.client is client), None)
+        file = self._file_on(client, inode)
         if file is None:
             raise otherwise
+        submit_writes(inode)
+        as_of, now_s = self.tree.changes, monotonic()
         self.tree.update(inode, checked(await client.fstat(file.handle)), now_s, as_of)
+
+    def _file_on(self, client: Client, inode: Inode) -> OpenFile | None:
+        return next((each for each in files_of(inode) if each.client is client), None)
+
+    # -- all that leads to one file -----------------------------------------------------------------------------------
+
+    async def _ask_ways(self, client: Client, inode: Inode) -> None:
+        """Ask for the attributes of an inode by all that leads to it. Raises as `_learn_ways`."""
+        await self._learn_ways(client, inode, self._submit_ways(client, inode))
+
+    async def _check_names(self, client: Client, inode: Inode) -> None:
+        """Before something is done by one name that cannot be undone: see that whichever was meant leads there.
+
+        Raises Gone if not; OSError.
+        """
+        if inode.more_names:
+            await self._ask_ways(client, inode)
+
+    def _submit_ways(self, client: Client, inode: Inode, *before: Request) -> Asked:
+        """Send `before`, and the questions about all that leads to an inode. Raises Gone if a name leads nowhere."""
+        submit_writes(inode)
+        ways = self.tree.ways(inode)
+        questions = [self._question(path) for _, _, path in ways]
+        file = self._file_on(client, inode)
+        if file is not None:
+            questions.append(sftp.Fstat(file.handle))
+        as_of, moves, now_s = self.tree.changes, self.tree.crossing, monotonic()
+        pendings = client.submit(*before, *questions)
+        return Asked(pendings[: len(before)], pendings[len(before) :], ways, as_of, moves, now_s)
+
+    async def _said(self, client: Client, asked: Asked) -> Said:
+        ways: list[Attributes | StatusError] = []
+        held = None
+        await client.settled(asked.pendings[-1])
+        for (_, _, path), pending in zip(asked.ways, asked.pendings, strict=False):
+            try:
+                ways.append(await self._told(client, path, pending))
+            except StatusError as error:
+                ways.append(error)
+        if len(asked.pendings) > len(asked.ways):
+            with suppress(StatusError, BadAttributes):
+                held = checked(await client.wait(asked.pendings[-1]))
+        return Said(ways, held)
+
+    async def _learn_ways(self, client: Client, inode: Inode, asked: Asked) -> None:
+        """Learn what is answered to questions about all that leads to an inode.
+
+        Raises Gone if it does not lead to one file: then something else was put under a name, the inode has lost its
+        names, and what they lead to now is learned. Raises Crossed, OSError.
+        """
+        said = await self._said(client, asked)
+        same = said.complete and said.agrees
+        if said.complete and not same and not inode.gone:
+            # Or it was changed from one answer to the next, as a log is that grows: then it is not so twice.
+            before, asked = self._submit_ways(client, inode), self._submit_ways(client, inode)
+            earlier, said = await self._said(client, before), await self._said(client, asked)
+            same = said.complete and (said.agrees or not said.repeats(earlier))
+        same = same and not any(other_kind(inode, each) for each in said.seen)
+        if inode.gone:
+            if not same:
+                raise Gone("it has lost its names meanwhile")
+            return
+        if (not same or asked.moves not in (None, self.tree.moves)) and self.tree.ways(inode) != asked.ways:
+            raise Crossed("one of its names was changed here meanwhile")
+        if same:
+            self.tree.update(inode, said.of_file, asked.now_s, asked.as_of)
+            return
+        refusals = [each for each in said.ways if isinstance(each, StatusError) and each.code != Status.NO_SUCH_FILE]
+        if len(refusals) == len(said.ways):
+            raise await self._diagnosed(client, self._question(asked.ways[0][2]), refusals[0]) from refusals[0]
+        self._part(inode, asked, said)
+        raise Gone("something else has taken the name")
+
+    def _part(self, inode: Inode, asked: Asked, said: Said) -> None:
+        """Take the names from an inode, and learn what they lead to."""
+        self.tree.part(inode)
+        if said.held is not None:
+            self.tree.update(inode, said.held, asked.now_s, asked.as_of)
+        for (parent, name, _), each in zip(asked.ways, said.ways, strict=True):
+            if isinstance(each, Attributes):
+                self.tree.learn(parent, name, each, asked.now_s, asked.as_of)
+            elif each.code == Status.NO_SUCH_FILE:
+                self.tree.learn_absent(parent, name, asked.now_s, asked.as_of)
 
     async def _attributes_of(self, client: Client, path: bytes) -> Attributes:
         """Ask for the attributes of a path; of a link that leads nowhere, its own."""
+        (pending,) = client.submit(self._question(path))
+        return await self._told(client, path, pending)
+
+    async def _told(self, client: Client, path: bytes, pending: Pending) -> Attributes:
+        """The answer to the question about a path; for a link that leads nowhere, asks for its own attributes."""
         try:
-            return checked(await client.call(self._question(path)))
+            return checked(await client.wait(pending))
         except StatusError as error:
             if not self._follow or error.code != Status.NO_SUCH_FILE:
                 raise

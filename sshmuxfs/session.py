@@ -17,7 +17,7 @@ import trio
 
 from mux.downstream.join import sftp_failure
 from mux.downstream.openssh import SessionStream
-from mux.errors import ConnectionLost, SharingError
+from mux.errors import SharingError
 from sshmuxfs.sftp.client import ChannelLost, Client, RequestTimeout
 from sshmuxfs.sftp.protocol import DecodeError, StatusError
 
@@ -136,11 +136,11 @@ class Link:
 
 
 async def _last_words(stream: SessionStream) -> tuple[int | None, str]:
-    """The exit value of a session that ended, if it comes, and what it wrote on stderr."""
+    """The exit value of a session that ended, if it comes and can be understood, and what it wrote on stderr."""
     exit_value = None
     with trio.move_on_after(LAST_WORDS_S, shield=True):
         try:
             exit_value = await stream.wait_closed()
-        except ConnectionLost:
-            pass
+        except SharingError as error:
+            log.debug("how the session ended is not known: %s", error)
     return exit_value, stream.stderr_text()

@@ -6,9 +6,12 @@ answered without waiting for anything, as most are: a lookup that is known, a bl
 the place stays free until the handler first has to wait (`passing_on`); a handler that does not wait returns to the
 device itself.
 
-The rule of this file: it alone reaches into pyfuse3, by the door that pyfuse3.asyncio uses: pyfuse3 takes its lock and
-its nursery from the module attribute `trio`. `install` refuses what it does not recognise, and pyfuse3 then works as it
-is made.
+A read of the device blocks when there is nothing, and then the whole mount stands still. So who has waited there goes
+to read only what is still there (`Device`).
+
+The rule of this file: it alone reaches into pyfuse3, by the door that pyfuse3.asyncio uses: pyfuse3 takes its lock, its
+nursery and its waits from the module attribute `trio`. `install` refuses what it does not recognise, and pyfuse3 then
+works as it is made.
 
 Imported by `sshmuxfs.errors` and `sshmuxfs.mount`.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import select
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from types import ModuleType, SimpleNamespace, coroutine
@@ -119,11 +123,44 @@ class _Nursery:
         self._nursery.start_soon(run_and_pass_on, name=name)
 
 
+class Device:
+    """The waits at the device: one ends when a read will return at once.
+
+    That it was readable a moment ago is not enough. The kernel tells us of a signal that meets somebody who waits for
+    an answer, and takes that back when the answer is given; a request whose sender was killed is taken back as well.
+    """
+
+    def __init__(self) -> None:
+        self._poll: Callable[[float], list[tuple[int, int]]] | None = None
+        self._closing = False
+
+    async def wait_readable(self, descriptor: int) -> None:
+        """Wait until there is something to read, or the device has ended. Raises trio.ClosedResourceError."""
+        poll = self._poll
+        if poll is None:  # there is one device
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            poll = self._poll = poller.poll
+        while not self._closing:
+            await trio.lowlevel.wait_readable(descriptor)
+            if poll(0):
+                return
+        raise trio.ClosedResourceError
+
+    def notify_closing(self, descriptor: int) -> None:
+        """End the waits, those that begin from now on as well."""
+        self._closing = True
+        trio.lowlevel.notify_closing(descriptor)
+
+
 def install(pyfuse3: ModuleType) -> bool:
     """Have pyfuse3 use what is here. Returns whether it could be done; call before the first request."""
     if getattr(pyfuse3, "trio", None) is not trio:
         log.warning("this pyfuse3 is not the one we know; its own way of taking turns is kept")
         return False
-    names = {**vars(trio), "Lock": Turn, "open_nursery": _Nursery}
+    device = Device()
+    waits = {"wait_readable": device.wait_readable, "notify_closing": device.notify_closing}
+    lowlevel = SimpleNamespace(**{**vars(trio.lowlevel), **waits})
+    names = {**vars(trio), "Lock": Turn, "open_nursery": _Nursery, "lowlevel": lowlevel}
     setattr(pyfuse3, "trio", SimpleNamespace(**names))  # noqa: B010 - a name its stubs do not tell
     return True

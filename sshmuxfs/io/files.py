@@ -45,7 +45,11 @@ class OpenFile:
         self.path = path
         self.pflags = pflags
         self.identity = (inode.attributes.size, inode.attributes.mtime)
-        self.reader = ReadAhead(client, handle, lambda: inode.attributes.size, memory.read, ahead=ahead)
+        self.reader = ReadAhead(
+            *(client, handle, lambda: inode.attributes.size, memory.read),
+            ahead=ahead,
+            version=lambda: (inode.attributes.mtime, inode.attributes.size),
+        )
         # O_SYNC of a file that bypasses the page cache: the kernel sends an FSYNC behind cached writes only.
         self.synchronous = False
         self.writer = WriteBehind(client, handle, memory.dirty) if pflags & OpenFlag.WRITE else None

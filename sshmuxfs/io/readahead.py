@@ -5,6 +5,9 @@ The rule of this file: a byte from the server is received once, into the extent 
 A sequential reader has a *run*: extents side by side, each filled by READs of the server's best size that are kept in
 flight a window ahead. Anything else is read as asked, into a buffer of its own, and leaves the run alone.
 
+A run is of the file as it was known when the run began (`version`): when that is seen to have changed on the server, as
+the kernel's pages it is of no use any more.
+
 A short answer is not the end of the file unless it ends where the file is known to end; otherwise the rest is asked for
 until the server says EOF. A failed READ is an error, never a short file.
 
@@ -58,10 +61,20 @@ class _Extent:
 
 
 class ReadAhead:
-    """The reads of one open file. `size` tells how long the file is known to be, or None."""
+    """The reads of one open file.
+
+    `size` tells how long the file is known to be, or None; `version` something that is different when its content is.
+    """
 
     def __init__(
-        self, client: Client, handle: bytes, size: Callable[[], int | None], budget: plan.Budget, *, ahead: bool
+        self,
+        client: Client,
+        handle: bytes,
+        size: Callable[[], int | None],
+        budget: plan.Budget,
+        *,
+        ahead: bool,
+        version: Callable[[], object] = lambda: None,
     ) -> None:
         self._client = client
         self._handle = handle
@@ -70,6 +83,8 @@ class ReadAhead:
         self._ahead = ahead
         self._detector = plan.Detector()
         self._run: deque[_Extent] = deque()
+        self._version = version
+        self._run_version: object = None
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return the bytes of the file at `[offset, offset + size)`; fewer only at its end.
@@ -81,6 +96,8 @@ class ReadAhead:
     async def _read(self, offset: int, size: int) -> bytes | memoryview:
         sequential = self._detector.note(offset, size)
         end = offset + size
+        if self._run and self._run_version != self._version():
+            self.give_back()
         if not self._in_run(offset, end):
             if not sequential or not self._ahead or self._was_passed(offset):
                 return await self._read_once(offset, size)
@@ -170,6 +187,8 @@ class ReadAhead:
         if not self._budget.take(self, length):
             return None
         extent = _Extent(start, length)
+        if not self._run:
+            self._run_version = self._version()
         self._run.append(extent)
         return extent
 

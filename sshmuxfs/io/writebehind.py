@@ -6,6 +6,8 @@ The rules of this file:
 - Small writes wait for company only while others are on the way (as Nagle's rule for TCP): the first goes out at once,
   those that follow each other directly are joined into one WRITE of the server's best size.
 - A write that was accepted and then failed is told at the next write, fsync and close of that descriptor, each of them.
+- Whoever is concerned is told of each WRITE in the step in which it is sent (`on_sent`): what was asked after the bytes
+  were accepted and before they were sent is answered without them.
 
 Imported by `sshmuxfs.io.files`.
 """
@@ -13,6 +15,7 @@ Imported by `sshmuxfs.io.files`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sshmuxfs.io import plan
@@ -38,6 +41,7 @@ class WriteBehind:
         self.error: Exception | None = None  # what became of the first write that failed
         self.told = False  # whether a call was told of it
         self.used = False  # whether anything was accepted
+        self.on_sent: Callable[[], object] | None = None
         self._client = client
         self._handle = handle
         self._dirty = dirty
@@ -123,6 +127,8 @@ class WriteBehind:
         pending = self._client.submit_write(self._handle, offset, batch, length)
         self._in_flight[pending] = offset, length
         self._in_flight_bytes += length
+        if self.on_sent is not None:
+            self.on_sent()
         if pending.done:  # the stream broke in the sending
             self._acknowledged(pending)
         else:

@@ -4,6 +4,8 @@ The rules of this file:
 - It is synchronous and does no I/O. A change is one call, so that no task ever sees half of it.
 - *Own changes win.* Whoever asks the server notes with `asking()` how far the changes had come when the question was
   sent; an answer never overwrites what was changed here after that, and never brings back a name removed after that.
+- *An inode that is open, or has several names, is not one name's to tell of*: somebody else may have put another file
+  there. What a listing says is not learned of it; when one of its names proves to lead elsewhere, it loses them all.
 - An inode number is never that of another inode which anyone still refers to. It is made from the parent's number and
   the name, so that it is the same again after the kernel forgot it or the file system was mounted anew (git and backup
   programs compare inode numbers).
@@ -11,7 +13,7 @@ The rules of this file:
 An inode with no kernel lookups, no open handles and no known children is *idle*: kept for its knowledge, the longest
 idle one dropped first when there are more than `max_idle`.
 
-Imported by `sshmuxfs.operations`, `sshmuxfs.io.files` (through the inode only).
+Imported by `sshmuxfs.operations`, `sshmuxfs.tree.ways`, `sshmuxfs.io.files` (through the inode only).
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ MAX_ABSENT = 1024
 # git and make ask for one name after the other. One or two may be chance; names that are not there say nothing.
 WALK_AFTER = 3
 NEVER_S = float("-inf")
+
+Way = tuple["Inode", bytes, bytes]  # a directory, a name in it, and the path of both
 
 
 class Gone(Exception):
@@ -151,6 +155,14 @@ class Tree:
         parts.append(b"" if self.base == b"/" else self.base)
         return b"/".join(reversed(parts)) or b"/"
 
+    def ways(self, inode: Inode) -> list[Way]:
+        """Every known name of an inode, with its path. Raises Gone if one is below what has no name any more."""
+        try:
+            return [(parent, name, self.path(parent, name)) for parent, name in inode.names()]
+        except Gone:
+            self.part(inode)
+            raise
+
     @property
     def crossing(self) -> int | None:
         """The number of renames so far, if one is on the way: what is sent now by a path comes behind it.
@@ -185,19 +197,21 @@ class Tree:
     def learn(self, parent: Inode, name: bytes, attributes: Attributes, now_s: float, as_of: int) -> Inode | None:
         """The server says that `name` in `parent` has `attributes`, in answer to a question sent at change `as_of`.
 
-        Returns the inode, or None when the name was removed here after the question was sent.
+        Returns the inode, or None when the name was removed here after the question was sent. If it is open or has
+        other names, the attributes are not taken for its own.
         """
         state = _state(parent)
         if state.removed and state.removed.get(name, -1) > as_of:
             return None
         state.absent.pop(name, None)
         inode = state.children.get(name)
-        if inode is not None and inode.changed <= as_of and _other_kind(inode, attributes):
-            self._detach_name(inode, parent, name)
+        if inode is not None and inode.changed <= as_of and other_kind(inode, attributes):
+            self.part(inode)
             inode = None
         if inode is None:
             inode = self._add(parent, name)
-        self.update(inode, attributes, now_s, as_of)
+        if not inode.files and not inode.more_names:
+            self.update(inode, attributes, now_s, as_of)
         return inode
 
     def update(self, inode: Inode, attributes: Attributes, now_s: float, as_of: int) -> None:
@@ -213,7 +227,7 @@ class Tree:
         if inode is not None:
             if inode.changed > as_of:
                 return
-            self._detach_name(inode, parent, name)
+            self.part(inode)
         if len(state.absent) >= MAX_ABSENT:
             state.absent.clear()
         state.absent[name] = now_s
@@ -222,10 +236,22 @@ class Tree:
         """`names` were all, in answer to questions the first of which was sent at `now_s` and change `as_of`."""
         state = _state(parent)
         for name, inode in list(state.children.items()):
-            if name not in names and inode.changed <= as_of and inode.fetched_at_s <= now_s:
+            if name in names or inode.changed > as_of or inode.fetched_at_s > now_s:
+                continue
+            if state.children.get(name) is inode:  # else it went with another name
                 self._detach_name(inode, parent, name, listing_stands=True)
+                self.part(inode)
         if state.doubted <= as_of:  # else what came up meanwhile may be missing here
             state.listed_at_s = now_s
+
+    def part(self, inode: Inode) -> None:
+        """Somebody else has changed what a name of `inode` leads to: none of its names leads to it any more.
+
+        Which of several is still the file that was known cannot be told, and the kernel may take each for this inode.
+        It is told to look again, and finds for each name what is there.
+        """
+        while inode.parent is not None:
+            self._detach_name(inode, inode.parent, inode.name)
 
     def is_walked(self, parent: Inode, now_s: float, life_s: float) -> bool:
         """Whether `parent` is gone through name by name, and was not listed within `life_s`; True once."""
@@ -352,6 +378,15 @@ class Tree:
             inode.lookups = max(0, inode.lookups - count)
             self._settle(inode)
 
+    @contextmanager
+    def held(self, inode: Inode) -> Iterator[None]:
+        """Keep `inode` known while the block runs, as a reference of the kernel's does."""
+        self.refer(inode)
+        try:
+            yield
+        finally:
+            self.forget(inode.number, 1)
+
     def open_file(self, inode: Inode, file: object) -> None:
         """`file` is open on `inode` from now on."""
         if inode.files is None:
@@ -441,7 +476,8 @@ def _state(inode: Inode) -> Directory:
     return inode.directory
 
 
-def _other_kind(inode: Inode, attributes: Attributes) -> bool:
+def other_kind(inode: Inode, attributes: Attributes) -> bool:
+    """Whether `attributes` are of another kind of file than the inode is known to be."""
     kind = stat.S_IFMT(attributes.permissions or 0)
     return bool(inode.kind and kind and inode.kind != kind)
 

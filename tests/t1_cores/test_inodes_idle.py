@@ -168,3 +168,15 @@ def test_a_number_is_whole_again_after_a_storm() -> None:
         assert not is_known(tree, a)
     tree.forget(a.number, 100)
     assert a.lookups == 0
+
+
+def test_what_is_held_is_not_dropped() -> None:
+    tree = Tree(b"/", max_idle=1)
+    a = learn(tree, tree.root, b"a")
+    with tree.held(a):
+        for name in (b"b", b"c"):
+            learn(tree, tree.root, name)
+        assert is_known(tree, a)
+    assert is_known(tree, a), "idle now, and the latest to be"
+    learn(tree, tree.root, b"d")
+    assert not is_known(tree, a)

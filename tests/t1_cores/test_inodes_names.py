@@ -205,6 +205,51 @@ def test_hard_links_share_an_inode_and_a_count() -> None:
     assert f.link_count == 0
 
 
+def test_several_names_are_lost_together_when_somebody_else_changed_one() -> None:
+    """The kernel may take each of them for the inode, and which one still is the file cannot be told."""
+    for change in ("kind", "absent", "listed"):
+        tree, d, e, f = grown()
+        tree.link(f, d, b"second")
+        tree.link(f, d, b"third")
+        if change == "kind":
+            learn(tree, d, b"second", DIRECTORY)
+        elif change == "absent":
+            tree.learn_absent(d, b"second", 1.0, tree.changes)
+        else:
+            tree.learn_complete(d, {b"e", b"unknown"}, 1.0, tree.changes)
+            assert not tree.is_absent(e, b"f", 1.0, 20.0), "only unknown"
+        assert f.gone, change
+        assert f.link_count == 0
+        assert tree.inode(f.number) is f
+        assert learn(tree, e, b"f") is not f
+
+
+def test_one_name_of_several_or_of_an_open_file_does_not_speak_for_it() -> None:
+    other = FILE._replace(size=77)
+    tree, d, e, f = grown()
+    tree.link(f, d, b"second")
+    assert learn(tree, d, b"second", other) is f
+    assert f.attributes == FILE
+    tree.remove(d, b"second")
+    handle = object()
+    tree.open_file(f, handle)
+    assert learn(tree, e, b"f", other) is f
+    assert f.attributes == FILE
+    tree.close_file(f, handle)
+    assert learn(tree, e, b"f", other).attributes == other
+
+
+def test_every_way_to_a_file_or_none() -> None:
+    tree, d, e, f = grown()
+    tree.link(f, tree.root, b"second")
+    assert tree.ways(f) == [(e, b"f", b"/base/d/e/f"), (tree.root, b"second", b"/base/second")]
+    tree.learn_absent(d, b"e", 1.0, tree.changes)
+    with pytest.raises(Gone):
+        tree.ways(f)
+    assert f.gone
+    assert tree.ways(f) == []
+
+
 def test_a_hard_link_can_be_renamed_whichever_name_it_is() -> None:
     tree, d, e, f = grown()
     tree.link(f, d, b"second")

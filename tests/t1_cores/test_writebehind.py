@@ -84,6 +84,20 @@ async def test_those_that_follow_are_joined_to_full_blocks(tmp_path: Path, size:
 
 
 @in_trio
+async def test_each_write_is_told_of_as_it_is_sent_and_not_as_it_is_accepted(tmp_path: Path) -> None:
+    async with writing(tmp_path / "file") as file:
+        told: list[list[tuple[int, int]]] = []
+        file.writer.on_sent = lambda: told.append(file.sent())
+        file.process.pause()
+        for offset in range(4):
+            await file.writer.write(offset, b"x")
+        assert told == [[(0, 1)]]
+        file.process.resume()
+        await file.writer.drain()
+        assert told == [[(0, 1)], [(0, 1), (1, 3)]]
+
+
+@in_trio
 async def test_a_write_greater_than_a_block_is_cut(tmp_path: Path) -> None:
     whole = content(MIB)
     async with writing(tmp_path / "file") as file:

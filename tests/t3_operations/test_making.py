@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pyfuse3
 import pytest
 
 from sshmuxfs.operations import Manners
 from sshmuxfs.sftp import protocol as sftp
-from sshmuxfs.tree.inodes import ROOT_NUMBER
+from sshmuxfs.sftp.client import RequestTimeout
+from sshmuxfs.sftp.protocol import Status, StatusError
+from sshmuxfs.tree.inodes import ROOT_NUMBER, Gone
 from tests.support.sftp_process import SftpProcess, in_trio
 from tests.t3_operations.world import CTX, World, refused, world
 
@@ -89,6 +94,47 @@ async def test_a_directory_inherits_the_group_as_the_server_has_it(tmp_path: Pat
         entry = await w.operations.mkdir(await w.number("shared"), b"below", 0o750, CTX)
         real = os.lstat(tmp_path / "shared" / "below")
         assert stat.S_IMODE(entry.st_mode) == stat.S_IMODE(real.st_mode) == 0o2750
+
+
+@in_trio
+async def test_a_new_directory_is_kept_while_its_mode_is_set(tmp_path: Path) -> None:
+    """However much is learned meanwhile. The same holds for what was found, while it is opened."""
+    (tmp_path / "many").mkdir()
+    for number in range(60):
+        (tmp_path / "many" / str(number)).touch()
+    async with world(tmp_path, make_process=partial(SftpProcess, umask=0o077), max_idle=20) as w:
+        many = await w.number("many")
+
+        def crowded(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def after_many(*args: Any, **kwargs: Any) -> Any:
+                await w.names.list(w.inode(many))
+                for number in range(60):
+                    await w.names.find(w.inode(many), b"%d" % number)
+                return await method(*args, **kwargs)
+
+            return after_many
+
+        with mock.patch.object(w.names, "set_attributes", crowded(w.names.set_attributes)):
+            entry = await w.operations.mkdir(ROOT_NUMBER, b"made", stat.S_IFDIR | 0o755, CTX)
+        assert (await w.getattr(entry.st_ino)).st_mode & 0o777 == 0o755
+        (tmp_path / "there").touch()
+        with mock.patch.object(w.names, "open", crowded(w.names.open)):
+            handle, entry = await w.create("there")
+        assert (await w.getattr(entry.st_ino)).st_ino == entry.st_ino
+        await w.operations.release(handle)
+
+
+@pytest.mark.parametrize("error", [RequestTimeout("silence"), StatusError(Status.FAILURE, b""), Gone("it is gone")])
+@in_trio
+async def test_a_directory_that_was_made_is_made_whatever_becomes_of_its_mode(tmp_path: Path, error: Exception) -> None:
+    async with world(tmp_path, make_process=partial(SftpProcess, umask=0o077)) as w:
+
+        async def failing(*_: object) -> None:
+            raise error
+
+        with mock.patch.object(w.names, "set_attributes", failing):
+            entry = await w.operations.mkdir(ROOT_NUMBER, b"made", stat.S_IFDIR | 0o755, CTX)
+        assert stat.S_ISDIR(entry.st_mode) and entry.st_mode & 0o777 == 0o700
 
 
 @in_trio

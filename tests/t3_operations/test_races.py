@@ -169,8 +169,12 @@ async def replace(w: World, content: bytes, name: str = "file") -> None:
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC])
 @in_trio
-async def test_an_open_that_came_too_late_once_does_not_do_so_again(tmp_path: Path, flags: int) -> None:
+async def test_an_open_that_came_too_late_once_does_not_do_so_again(
+    tmp_path: Path, flags: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel looks the name up a second time, and no third time: till then the name keeps what it has."""
+    for bound in ("HOLD_S", "LATE_S"):  # longer than any open here may take
+        monkeypatch.setattr(f"sshmuxfs.stillness.{bound}", 60.0)
     (tmp_path / "file").write_bytes(b"first")
     async with world(tmp_path) as w, trio.open_nursery() as nursery:
         number = await w.number("file")
@@ -240,12 +244,16 @@ async def test_a_name_that_was_not_found_is_held_for_nobody(tmp_path: Path) -> N
 
 @in_trio
 async def test_a_file_that_is_open_and_has_no_name_can_be_opened_again(tmp_path: Path) -> None:
-    """As /proc/self/fd does: through the server's handle, as far as that was opened for it."""
+    """As /proc/self/fd does: through the server's handle, as far as that was opened for it.
+
+    The kernel is told to look again, once: had it come by a name, that would lead to another file now.
+    """
     (tmp_path / "file").write_bytes(b"first")
     async with world(tmp_path) as w:
         number = await w.number("file")
         reading = await w.open(number)
         await replace(w, b"second")
+        assert await refused(w.open(number)) == "ESTALE"
         again = await w.open(number)
         assert await refused(w.open(number, os.O_RDWR)) == "ESTALE"
         assert await refused(w.open(number, os.O_WRONLY | os.O_TRUNC)) == "ESTALE"

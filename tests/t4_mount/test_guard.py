@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import mounts
+from tests.support.waiting import wait_until
 from tests.t4_mount.errnos import errno_of
 from tests.t4_mount.trees import MOUNT, Guard, Tree
 
@@ -27,7 +28,7 @@ def test_a_mount_that_hangs(start: Callable[..., Tree], by: str) -> None:
             assert guard.disarm()
     finally:
         guard.close()
-    assert not tree.alive
+    wait_until(lambda: not tree.alive, "the mount's process has ended")
     assert mounts.mounted_at(tree.path) is None
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.t4_mount.descriptors import opened
 from tests.t4_mount.differences import Difference
 from tests.t4_mount.fixtures import Area
@@ -109,6 +111,47 @@ def test_links_made_by_the_server(area: Area) -> None:
     assert (area.here / "a").read_text() == (area.here / "b").read_text() == "text"
     os.unlink(area.here / "a")
     assert (area.here / "b").read_text() == "text"
+
+
+@pytest.mark.parametrize("replaced", ["a", "b"])
+def test_one_of_two_names_is_another_file_by_now(area: Area, replaced: str) -> None:
+    """While the kernel still takes both for one: what is read, emptied and written is what the name leads to."""
+    kept = "b" if replaced == "a" else "a"
+    for turn in range(5):
+        (area.here / "a").write_text("of both")
+        os.link(area.here / "a", area.here / "b")
+        assert (area.here / "a").read_text() == (area.here / "b").read_text() == "of both"
+        (area.there / "new").write_text(f"of another {turn}")
+        os.rename(area.there / "new", area.there / replaced)
+        assert (area.here / kept).read_text() == "of both"
+        assert (area.here / replaced).read_text() == f"of another {turn}"
+        (area.here / kept).write_text("written")
+        assert ((area.there / kept).read_text(), (area.there / replaced).read_text()) == (
+            "written",
+            f"of another {turn}",
+        )
+        for name in ("a", "b"):
+            os.unlink(area.here / name)
+
+
+def test_emptying_a_name_whose_other_name_was_replaced(area: Area) -> None:
+    (area.here / "a").write_text("of both")
+    os.link(area.here / "a", area.here / "b")
+    (area.there / "new").write_text("of another")
+    os.rename(area.there / "new", area.there / "a")
+    os.truncate(area.here / "b", 2)
+    assert ((area.there / "a").read_text(), (area.there / "b").read_text()) == ("of another", "of")
+
+
+def test_making_anew_what_was_one_of_two_names(area: Area) -> None:
+    (area.here / "a").write_text("of both")
+    os.link(area.here / "a", area.here / "b")
+    os.unlink(area.there / "a")
+    (area.here / "a").write_text("new")
+    assert ((area.there / "a").read_text(), (area.there / "b").read_text()) == ("new", "of both")
+    os.link(area.here / "a", area.here / "c")
+    os.unlink(area.there / "a")
+    assert (area.here / "c").read_text() == "new"
 
 
 def test_a_hard_link_to_a_symbolic_link(area: Area) -> None:

@@ -100,6 +100,25 @@ def test_no_set_user_id_and_no_devices(tree: Tree) -> None:
     assert str(tree.served) in found.source
 
 
+@pytest.mark.parametrize(
+    "name", [b"M\xc3\xbcller", b"M\xfcller", b"\xe2\x82\xac, \\ \n"], ids=["utf-8", "latin-1", "odd"]
+)
+def test_a_remote_directory_of_any_name(start: Callable[..., Tree], tmp_path: Path, name: bytes) -> None:
+    served = tmp_path / os.fsdecode(name)
+    served.mkdir()
+    (served / "file").write_text("text")
+    tree = start(MOUNT, served)
+    assert (tree.path / "file").read_text() == "text"
+    found = mounts.mounted_at(tree.path)
+    assert found is not None and found.source.endswith(f":{os.fsencode(served).decode(errors='replace')}")
+
+
+@on("fsname=M\u00fcller")
+def test_a_name_of_any_letters(tree: Tree) -> None:
+    found = mounts.mounted_at(tree.path)
+    assert found is not None and found.source == "M\u00fcller"
+
+
 @on("fsname=something", "noatime", "noexec")
 def test_options_of_the_kernel(tree: Tree) -> None:
     found = mounts.mounted_at(tree.path)

@@ -57,6 +57,16 @@ def test_two_descriptors_of_what_was_deleted(area: Area) -> None:
         assert os.pread(two, 10, 0) == b"text"
 
 
+def test_opening_what_was_deleted_by_its_descriptor(area: Area) -> None:
+    """By /proc, which needs no name."""
+    (area.here / "file").write_text("text")
+    with opened(area.here / "file", os.O_RDWR) as one:
+        os.unlink(area.here / "file")
+        for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDONLY):
+            with opened(Path(f"/proc/self/fd/{one}"), flags) as two:
+                assert os.pread(two, 10, 0) == b"text"
+
+
 def test_a_new_file_under_the_name_of_what_was_deleted(area: Area) -> None:
     with open(area.here / "file", "w+b", buffering=0) as old:
         old.write(b"old")

@@ -206,6 +206,7 @@ def test_after_a_killed_upstream_the_next_request_starts_another(
     (first,) = upstreams(site.sshd)
     processes.send_signal(first, signal.SIGKILL)
     assert ended(first)
+    wait_until(lambda: "the channel ended" in mount.log_text(), "the mount to notice")
     assert (mount.path / "file").read_text() == "here"
     (second,) = upstreams(site.sshd)
     assert second.pid != first.pid

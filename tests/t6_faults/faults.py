@@ -26,8 +26,9 @@ from tests.support.waiting import wait_until
 
 EVIL_SERVER = Path(__file__).resolve().parents[1] / "support" / "evil_sftp.py"
 
-# Mounts that are to wait for their deadline get this one.
-DEADLINE_S = 2.0
+# Mounts that are to wait for their deadline get this one. It bounds a server's greeting as well, before which sshd has
+# to start a Python; and twice of it is less than a mount that ends waits for what is unsaved (10 s).
+DEADLINE_S = 4.0
 AT_DEADLINE = f"deadline={DEADLINE_S:g}"
 # For a test that counts on each name being asked for by itself, and not learned from a listing of its directory.
 ONE_BY_ONE = "dcache_dir_timeout=0"

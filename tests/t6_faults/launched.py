@@ -60,9 +60,9 @@ class Launched:
         """To the whole group, as a terminal does."""
         os.killpg(self.process.pid, number)
 
-    def end(self) -> int:
-        """Wait for it."""
-        self.output, _ = self.process.communicate(timeout=END_S)
+    def end(self, deadline_s: float = END_S) -> int:
+        """Wait for it. Raises subprocess.TimeoutExpired, after which it may be called again."""
+        self.output, _ = self.process.communicate(timeout=deadline_s)
         code = self.process.returncode
         return code if code >= 0 else 128 - code
 

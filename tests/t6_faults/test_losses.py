@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,6 +98,57 @@ def test_waiters_are_told_when_the_server_dies(
     assert [each for each in told if each not in (["first", "last"], [], CONTENT, None)] == []
     assert waiting.result()[0] in DISCONNECTED
     sound(mount, remote_dir)
+
+
+# A program that changes every page of a mapping and tells nobody: neither msync nor munmap.
+MAPPER = """
+import mmap, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+view = mmap.mmap(descriptor, 0)
+os.close(descriptor)
+for at in range(0, len(view), mmap.PAGESIZE):
+    view[at] = 1
+print("changed", flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+@contextmanager
+def mapping_changed(path: Path) -> Iterator[None]:
+    """Somebody has changed a mapping of that file, and goes on."""
+    command = [sys.executable, "-c", MAPPER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as mapper:
+        assert mapper.stdout is not None and mapper.stdin is not None
+        assert mapper.stdout.readline() == b"changed\n"
+        yield
+        mapper.stdin.close()
+
+
+@pytest.mark.parametrize("size", [mmap.PAGESIZE, 16 << 20])
+def test_what_was_changed_in_a_mapping_is_not_lost_with_the_mount(
+    make_mount: Callable[..., Mount], remote_dir: Path, size: int
+) -> None:
+    """SIGTERM: the kernel has it, and is asked for it while there is still somebody to hand it to."""
+    (remote_dir / "file").write_bytes(bytes(size))
+    mount = make_mount(remote_dir)
+    with mapping_changed(mount.path / "file"):
+        ends_by(mount, "SIGTERM")
+        changed = (remote_dir / "file").read_bytes()[:: mmap.PAGESIZE]
+        assert changed == b"\1" * len(changed)
+
+
+def test_what_was_changed_in_a_mapping_and_is_not_taken_is_named(
+    evil: Callable[..., Mount], allow_log: Callable[[str], None], expect_log: Callable[[str], None], remote_dir: Path
+) -> None:
+    allow_log(f"{LOSS}|no answer for")
+    name = make(remote_dir, "silence:Write")
+    expect_log(f"{name}: what was written last may be lost")
+    mount = evil(AT_DEADLINE)
+    with mapping_changed(mount.path / name):
+        mount.send_signal(signal.SIGTERM)
+        mount.wait_ended()
+        mount.close()
 
 
 def test_files_that_were_open(
