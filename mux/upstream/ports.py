@@ -39,6 +39,9 @@ _NEW_TERMINAL: Final = os.makedev(5, 2)  # a terminal's master; whoever opens it
 SAFE_WRITE_BYTES: Final = select.PIPE_BUF
 GATHER_LIMIT: Final = 64  # pieces in one call: 2 MiB of whole packets, more than any pipe or socket takes at once
 _CURRENT_OFFSET: Final = -1  # of preadv2(2): as read(2), which moves it
+# `close_fds` of whoever starts a program. Each descriptor here is close-on-exec, and those the kernel closes when it
+# has let the parent of a vfork(2) go on. Closed before that, a file on a mount that rides here would hold up the loop.
+CLOSED_BEFORE_EXEC: Final = False
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 # How proc(5) names what lies on no file system that could keep us waiting.
 _SOCKET: Final = "socket:"

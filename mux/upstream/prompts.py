@@ -21,6 +21,8 @@ from typing import Any, Final
 
 from mux.errors import ExitCode, SharingError
 
+from .ports import CLOSED_BEFORE_EXEC
+
 # Longer answers are cut, as in ssh (readpass.c).
 MAX_ANSWER_BYTES: Final = 1024
 # What a server may want shown at once, as its banner: a screen or two.
@@ -180,6 +182,7 @@ class Prompts:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 env=environment,
+                close_fds=CLOSED_BEFORE_EXEC,
             )
         except OSError:
             return None

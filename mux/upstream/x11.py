@@ -28,6 +28,7 @@ from mux.protocol.messages import UNIX_SOCKET_PORT
 from mux.protocol.wire import boolean, string, u32
 
 from . import targets
+from .ports import CLOSED_BEFORE_EXEC
 from .preamble import Preamble
 from .pumps import Stream
 from .tasks import Tasks
@@ -199,7 +200,11 @@ class X11:
         quiet = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
-                self._settings.xauth, *arguments, stdin=quiet, stdout=asyncio.subprocess.PIPE, stderr=quiet
+                *(self._settings.xauth, *arguments),
+                stdin=quiet,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=quiet,
+                close_fds=CLOSED_BEFORE_EXEC,
             )
         except OSError as error:
             log.info("%s: %s", self._settings.xauth, error.strerror)

@@ -23,7 +23,7 @@ from tests.support import processes
 from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.ports import free_port
-from tests.support.sshd import HOST, Sshd
+from tests.support.sshd import HOST, Sshd, program
 from tests.support.upstream import SSHMUX
 from tests.support.waiting import wait_until
 from tests.t5_upstream.clients import DEADLINE_S, SSH_FAILED, Clients, ended, killed_at_end, line_of, say
@@ -380,14 +380,23 @@ def options() -> list[str]:
 
 
 @pytest.fixture
+def holder_options() -> list[str]:
+    return []
+
+
+@pytest.fixture
 def ridden(
     make_sshd: Callable[..., Sshd],
     make_holder: Callable[..., Master],
     make_mount: Callable[..., Mount],
     options: list[str],
+    holder_options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Ridden:
     server = make_sshd(max_sessions=100)
-    holder = make_holder(server)
+    environment = {**server.environment(), "SSH_ASKPASS": program("true"), "SSH_ASKPASS_REQUIRE": "force"}
+    monkeypatch.setattr(server, "environment", lambda: environment)
+    holder = make_holder(server, options=holder_options)
     mount = make_mount(server.root, master=holder, options=[*options, f"deadline={1.5 * DEADLINE_S:g}"])
     (sftp_server,) = server.sftp_servers()
     return Ridden(Clients.of(holder), mount, sftp_server, server.directory / "gate")
@@ -411,6 +420,26 @@ def test_52_output_to_a_mount_on_the_same_connection(ridden: Ridden, directory: 
             assert process.poll() is None
         assert ended(process) == 0
     assert (ridden.clients.sshd.root / "out").read_bytes() == b"words\n"
+
+
+@ours_only
+@pytest.mark.parametrize("holder_options", [["-oControlMaster=ask"]], ids=["ask"])
+def test_52_the_owner_is_asked_while_a_client_waits_for_a_mount(ridden: Ridden, directory: Path) -> None:
+    """The process that asks closes what it got of the client's first: it waits for the mount, and nobody else does."""
+    said = directory / "said"
+    command = f"echo words; touch {said}; while [ -e {said} ]; do sleep 0.02; done"
+    with ridden.started(f"> {ridden.mount.path}/out", command) as (process, begin):
+        with ridden.held():
+            begin()
+            wait_until(said.exists, "the command there has written")
+            with ridden.clients.started(HOST, "echo served") as asking:
+                for _ in range(20):
+                    assert ridden.clients.control("check").returncode == 0
+                assert process.poll() is None
+                processes.send_signal(ridden.server, signal.SIGCONT)
+                assert asking.communicate(timeout=DEADLINE_S)[0] == b"served\n"
+        said.unlink()
+        assert ended(process) == 0
 
 
 @ours_only
