@@ -18,6 +18,7 @@ Imported by `sshmuxfs.errors` and `sshmuxfs.mount`.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import select
@@ -99,7 +100,11 @@ def passing_on(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
 
 
 class _Nursery:
-    """A nursery whose tasks pass the turn on when they end, so that none waits for one that is gone."""
+    """A nursery whose tasks pass the turn on when they end, so that none waits for one that is gone.
+
+    Where the mount is taken down in the moment in which a request is read, the kernel says ECONNABORTED in place of the
+    ENODEV that is the usual end; it is one as well, and the next task hears the other.
+    """
 
     def __init__(self) -> None:
         self._manager = trio.open_nursery()
@@ -116,6 +121,10 @@ class _Nursery:
         async def run_and_pass_on() -> None:
             try:
                 await run(*args)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    raise
+                log.debug("the mount went while a request was read")
             finally:
                 _pass_on()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import trio
 import trio.testing
 
-from sshmuxfs.turns import Device
+from sshmuxfs.turns import Device, install
 from tests.support.sftp_process import in_trio
 
 TIMES = 40
@@ -73,3 +75,29 @@ async def test_an_end_is_told_to_who_waits_and_to_who_comes_later(pipe: tuple[in
         await trio.testing.wait_all_tasks_blocked()
         device.notify_closing(source)
     await wait()
+
+
+def known() -> ModuleType:
+    """What `install` takes for pyfuse3, installed in."""
+    module = ModuleType("pyfuse3")
+    setattr(module, "trio", trio)  # noqa: B010 - a name a module does not have for a type checker
+    assert install(module)
+    return module
+
+
+@in_trio
+async def test_a_read_that_meets_the_end_of_the_mount_is_an_end() -> None:
+    """The task ends; the others, and the mount's own, go on."""
+    ended: list[int] = []
+
+    async def read(number: int) -> None:
+        ended.append(number)
+        raise OSError(number, os.strerror(number))
+
+    async with known().trio.open_nursery() as nursery:
+        nursery.start_soon(read, errno.ECONNABORTED)
+        nursery.start_soon(trio.lowlevel.checkpoint)
+    with pytest.raises(ExceptionGroup):
+        async with known().trio.open_nursery() as nursery:
+            nursery.start_soon(read, errno.EIO)
+    assert ended == [errno.ECONNABORTED, errno.EIO]
