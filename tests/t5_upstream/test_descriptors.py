@@ -380,7 +380,7 @@ def options() -> list[str]:
 
 
 @pytest.fixture
-def holder_options() -> list[str]:
+def own_options() -> list[str]:
     return []
 
 
@@ -390,13 +390,13 @@ def ridden(
     make_holder: Callable[..., Master],
     make_mount: Callable[..., Mount],
     options: list[str],
-    holder_options: list[str],
+    own_options: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Ridden:
     server = make_sshd(max_sessions=100)
     environment = {**server.environment(), "SSH_ASKPASS": program("true"), "SSH_ASKPASS_REQUIRE": "force"}
     monkeypatch.setattr(server, "environment", lambda: environment)
-    holder = make_holder(server, options=holder_options)
+    holder = make_holder(server, options=own_options)
     mount = make_mount(server.root, master=holder, options=[*options, f"deadline={1.5 * DEADLINE_S:g}"])
     (sftp_server,) = server.sftp_servers()
     return Ridden(Clients.of(holder), mount, sftp_server, server.directory / "gate")
@@ -423,7 +423,7 @@ def test_52_output_to_a_mount_on_the_same_connection(ridden: Ridden, directory: 
 
 
 @ours_only
-@pytest.mark.parametrize("holder_options", [["-oControlMaster=ask"]], ids=["ask"])
+@pytest.mark.parametrize("own_options", [["-oControlMaster=ask"]], ids=["ask"])
 def test_52_the_owner_is_asked_while_a_client_waits_for_a_mount(ridden: Ridden, directory: Path) -> None:
     """The process that asks closes what it got of the client's first: it waits for the mount, and nobody else does."""
     said = directory / "said"
