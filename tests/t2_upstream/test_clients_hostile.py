@@ -166,24 +166,39 @@ def test_a_client_that_does_not_greet(sshd: Sshd, path: str, monkeypatch: pytest
     asyncio.run(main())
 
 
+class Lent:
+    """A pipe whose writing end is handed over: its end shows only when nobody has kept that."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe()
+
+    def __enter__(self) -> Lent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._reading)
+        self._close()
+
+    async def given_back(self) -> None:
+        """Close our own, and return once that was the last."""
+        self._close()
+        await eventually(lambda: select.select([self._reading], [], [], 0)[0])
+
+    def _close(self) -> None:
+        if self.writing >= 0:
+            os.close(self.writing)
+            self.writing = -1
+
+
 def test_surplus_descriptors_are_closed(sshd: Sshd, path: str) -> None:
     async def main() -> None:
         async with riding(sshd, path) as ride:
-            reading, writing = os.pipe()
-            try:
-                with await ride.raw() as client:
-                    await client.greet()
-                    await client.write(CHECK, [writing, writing])
-                    assert await client.read(16)
-                    os.close(writing)
-                    writing = -1
-                    # Ours was the last: the end shows only if nobody has kept it.
-                    assert await asyncio.to_thread(os.read, reading, 1) == b""
-                    await is_served(client)
-            finally:
-                os.close(reading)
-                if writing >= 0:
-                    os.close(writing)
+            with Lent() as lent, await ride.raw() as client:
+                await client.greet()
+                await client.write(CHECK, [lent.writing, lent.writing])
+                assert await client.read(16)
+                await lent.given_back()
+                await is_served(client)
 
     asyncio.run(main())
 
@@ -237,21 +252,13 @@ def test_descriptors_may_not_pile_up_while_the_owner_is_asked(sshd: Sshd, path: 
 def test_descriptors_of_a_client_that_has_gone_before_its_request_is_looked_at(sshd: Sshd, path: str) -> None:
     async def main() -> None:
         async with riding(sshd, path) as ride:
-            reading, writing = os.pipe()
-            try:
+            with Lent() as lent:
                 with await ride.raw() as client:
                     await client.greet()
-                    await client.write(CHECK + SESSION + b"\0\0\0", [writing] * 3)
-                os.close(writing)
-                writing = -1
+                    await client.write(CHECK + SESSION + b"\0\0\0", [lent.writing] * 3)
                 await eventually(lambda: not ride.upstream.clients)
-                # Ours was the last: the end shows only if nobody has kept it.
-                await eventually(lambda: select.select([reading], [], [], 0)[0])
+                await lent.given_back()
                 assert ride.upstream.tally.sessions == 0
-            finally:
-                os.close(reading)
-                if writing >= 0:
-                    os.close(writing)
 
     asyncio.run(main())
 
