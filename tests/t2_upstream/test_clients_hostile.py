@@ -294,20 +294,12 @@ def test_a_flood_that_ends_in_proxy_mode_is_one_relays(sshd: Sshd, path: str, mo
 def test_descriptors_that_came_with_a_request_for_proxy_mode(sshd: Sshd, path: str) -> None:
     async def main() -> None:
         async with riding(sshd, path) as ride:
-            reading, writing = os.pipe()
-            try:
-                with await ride.raw() as client:
-                    await client.greet()
-                    await client.write(encode(Proxy(0)) + b"\0", [writing] * 16)
-                    os.close(writing)
-                    writing = -1
-                    assert await client.read(12) == encode(ProxyReady(0))
-                    await eventually(lambda: select.select([reading], [], [], 0)[0])
-                    assert relays(ride)
-            finally:
-                os.close(reading)
-                if writing >= 0:
-                    os.close(writing)
+            with Lent() as lent, await ride.raw() as client:
+                await client.greet()
+                await client.write(encode(Proxy(0)) + b"\0", [lent.writing] * 16)
+                assert await client.read(12) == encode(ProxyReady(0))
+                await lent.given_back()
+                assert relays(ride)
 
     asyncio.run(main())
 
