@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -17,6 +18,22 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def heeded() -> list[signal.Signals]:
     """Those of ENDING that are not ignored. SIGTERM is what ends a daemon, and always among them."""
     return [each for each in ENDING if each == signal.SIGTERM or signal.getsignal(each) is not signal.SIG_IGN]
+
+
+@contextmanager
+def noted() -> Iterator[list[signal.Signals]]:
+    """While it lasts, the signals that would end this process are only noted, in the list that it gives.
+
+    For the main thread, around an event loop: the loop's own handlers are there from one moment of it to another, and
+    what comes before or after them would be a KeyboardInterrupt in the loop's own machinery.
+    """
+    taken: list[signal.Signals] = []
+    before = {each: signal.signal(each, lambda number, _: taken.append(signal.Signals(number))) for each in heeded()}
+    try:
+        yield taken
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def pass_on(process: int, instead: signal.Signals | None = None) -> list[signal.Signals]:

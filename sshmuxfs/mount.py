@@ -90,7 +90,8 @@ def run(
     os.chdir("/")
     leashes: list[Leash] = []
     try:
-        refusal = trio.run(_live, Plan(options, place, approach, announce, warn), leashes)
+        with signals.noted() as early:
+            refusal = trio.run(_live, Plan(options, place, approach, announce, warn), leashes, early)
     finally:
         for leash in leashes:
             leash.wait()
@@ -98,13 +99,15 @@ def run(
         raise refusal
 
 
-async def _live(plan: Plan, leashes: list[Leash]) -> SharingError | None:
+async def _live(plan: Plan, leashes: list[Leash], early: list[signal.Signals]) -> SharingError | None:
     """Run until the mount is gone; return what stood in the way of it (a nursery would wrap an exception).
 
-    `leashes` gets that of an upstream in the foreground.
+    `leashes` gets that of an upstream in the foreground; `early` holds the signals that came before we receive them.
     """
     refusal: SharingError | None = None
     with trio.open_signal_receiver(*signals.heeded()) as received:
+        if early:
+            return MountError("interrupted", ExitCode.INTERRUPTED)
         async with trio.open_nursery() as nursery:
             mounted: list[Operations] = []
             nursery.start_soon(_end_on_signals, received, mounted, nursery.cancel_scope, _Flusher(plan.place))

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ import pytest
 from mux.errors import ExitCode
 from tests.support import mounts, processes
 from tests.support.master import Master
-from tests.support.mounted import Mount
+from tests.support.mounted import SSHMUXFS, Mount
 from tests.support.sshd import Sshd, program
 from tests.support.waiting import wait_until
 from tests.t6_faults.faults import await_path, await_reached, fill, make, outcome, read, server_option
@@ -32,6 +33,18 @@ BEFORE_OUR_FIRST_LINE = ("Could not import runpy module", "Failed to import the 
 # person types it again.
 SWALLOWED = b"Exception ignored "
 TAKEN_S = 10.0  # an interrupt that was not lost has ended the command by then, or else it is waited for all the same
+# The command, struck in the first turn of its event loop: where the loop's own handlers are not there yet.
+STRUCK_AT_ONCE = """
+import signal, sys, trio
+receiver = trio.open_signal_receiver
+@trio.lowlevel.enable_ki_protection
+def struck(*numbers):
+    signal.raise_signal(signal.SIGINT)
+    return receiver(*numbers)
+trio.open_signal_receiver = struck
+from sshmuxfs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 BOTH = pytest.mark.parametrize("foreground", [True, False])
 
 
@@ -139,6 +152,22 @@ def test_at_many_moments(sshd: Sshd, shared_master: Master, remote_dir: Path, pl
             time.sleep(moment * 0.04)
             launched.signal(signal.SIGINT)
             check_ended(launched, foreground)
+
+
+def test_before_the_loop_receives_signals(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
+    """One that comes before is heeded as any other."""
+    said = arguments(sshd, remote_dir, place, shared_master.control_path, foreground=True)[len(SSHMUXFS) :]
+    struck = subprocess.run(
+        [sys.executable, "-c", STRUCK_AT_ONCE, *said],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=END_S,
+        env=sshd.environment(),
+    )
+    assert (struck.returncode, struck.stdout) == (ExitCode.INTERRUPTED, "sshmuxfs: interrupted\n")
+    assert mounts.mounted_at(place) is None
 
 
 def check_ended(launched: Launched, foreground: bool) -> None:
