@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 40
 # Tasks that wait for the next request; fewer would be ended and started anew all the time.
 SPARE_TASKS = 8
-# A server so near delivers a megabyte in a few milliseconds: the kernel may then ask for that much at once.
-NEAR_S = 0.001
 # How long an orderly end waits for what was written and not yet acknowledged.
 SETTLE_S = 10.0
 # How much of that the kernel may take to hand over what it still holds; the rest is left to the server.
@@ -224,7 +222,8 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
             ask_for_short_turns()
             keep_freed_memory()
             link.watch(*_devices())
-            if client.pace.shortest_s < NEAR_S:
+            # It delivers a megabyte in a few milliseconds: the kernel may then ask for that much at once.
+            if client.pace.near:
                 mountpoint.widen_read_ahead(plan.place)
             mounted.append(operations)
             plan.announce()

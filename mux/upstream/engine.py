@@ -89,8 +89,8 @@ class _Connection(asyncssh.SSHClientConnection):
         self.rekeys = -1
         self.received_bytes = 0
         self.received_since_kex_bytes = 0
-        self.encrypt: packets.Cipher | None = None
-        self.decrypt: packets.Cipher | None = None
+        self.encrypt: packets.Sealer | None = None
+        self.decrypt: packets.Opener | None = None
         self.decrypt_of: object = None
         self.outbox = Outbox(loop)
         self.transport_full = False
@@ -231,7 +231,7 @@ class _Connection(asyncssh.SSHClientConnection):
         """Take all whole packets that came. False when nothing more can be done for now."""
         buffer, self._inpbuf = self._inpbuf, b""
         view, size, start, table = memoryview(buffer), len(buffer), 0, self.doors.table
-        decrypt = cast(packets.Cipher, self.decrypt)
+        decrypt = cast(packets.Opener, self.decrypt)
         cipher = cast(GCMEncryption, self._recv_encryption)._cipher
         try:
             while size - start >= packets.SMALLEST_BYTES:
@@ -283,11 +283,12 @@ class _Connection(asyncssh.SSHClientConnection):
         ):
             return False
         cipher = cast(GCMEncryption, self._send_encryption)._cipher
-        # The nonces are used up before anything is called that could send as well.
-        sealed, cipher._iv = packets.seal(encrypt, cipher._iv, posted)
+        # May write what is there already, and so call whoever could send as well: before a nonce is taken.
+        room = self.outbox.room(packets.room_bytes(posted))
+        count, cipher._iv = packets.seal(encrypt, cipher._iv, posted, room)
         self._send_seq = (self._send_seq + len(posted)) & SEQUENCE_MASK
-        self._rekey_bytes_sent += sum(map(len, sealed))
-        self.outbox.put(*sealed)
+        self._rekey_bytes_sent += count
+        self.outbox.filled(count)
         return True
 
     def send_packet(self, pkttype: int, *args: bytes, handler: SSHPacketLogger | None = None) -> None:
@@ -516,11 +517,14 @@ def self_check() -> None:
 def _check_cipher() -> list[str]:
     """Seal a packet, and let asyncssh open it and seal it again with the same key and the next nonce."""
     key, nonce, text = bytes(16), bytes(12), b"text"
+    posted: list[Packet] = [(IGNORE, text)]
+    room = bytearray(packets.room_bytes(posted))
     try:
         theirs = GCMEncryption(GCMCipher("aes128-gcm", key, nonce))
         ours = packets.sealer(theirs._cipher._key)
-        (length, sealed), following = packets.seal(ours, theirs._cipher._iv, [(IGNORE, text)])
-        body, tag = sealed[: -packets.TAG_BYTES], sealed[-packets.TAG_BYTES :]
+        count, following = packets.seal(ours, theirs._cipher._iv, posted, memoryview(room))
+        sealed = bytes(room[:count])
+        length, body, tag = sealed[:4], sealed[4 : -packets.TAG_BYTES], sealed[-packets.TAG_BYTES :]
         block = length + body[: packets.BLOCK_BYTES - packets.LENGTH_BYTES]
         plain = theirs.decrypt_packet(0, block, body[packets.BLOCK_BYTES - packets.LENGTH_BYTES :], 4, tag)
         if plain is None or plain[1 : -plain[0]] != bytes([IGNORE]) + text:

@@ -11,44 +11,61 @@ from typing import Final
 # So much is written at once, however much more the same turn of the loop has to send: only what is written counts for
 # the transport, which says when producers have to pause.
 WRITE_BYTES: Final = 128 * 1024
+# What is short of a write, and what one read of a source becomes (256 KiB, sealed).
+_ROOM_BYTES: Final = 512 * 1024
 
 
 class Outbox:
     """Collects for `transport`; without one what is put in is dropped.
 
+    Bytes are collected where they are written from: whoever makes them asks for `room`, and says how much it `filled`.
+
     sent_bytes    what was handed to the transport so far
     """
 
-    __slots__ = ("_bytes", "_due", "_loop", "_pieces", "sent_bytes", "transport")
+    __slots__ = ("_due", "_filled", "_loop", "_room", "sent_bytes", "transport")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._pieces: list[bytes] = []
-        self._bytes = 0
+        self._room = memoryview(bytearray(_ROOM_BYTES))
+        self._filled = 0
         self._due = False
         self.transport: asyncio.WriteTransport | None = None
         self.sent_bytes = 0
 
-    def put(self, *pieces: bytes) -> None:
-        """Send these, together with what else this turn of the loop sends."""
-        self._pieces += pieces
-        self._bytes += sum(map(len, pieces))
-        if self._bytes >= WRITE_BYTES:
+    def room(self, count: int) -> memoryview:
+        """Where at least `count` bytes can be laid down, behind what is there. Only until the next call of any kind."""
+        if len(self._room) - self._filled < count:
+            self.write()
+            if len(self._room) < count:
+                self._room = memoryview(bytearray(count))
+        return self._room[self._filled :]
+
+    def filled(self, count: int) -> None:
+        """Send the first `count` bytes of the room, together with what else this turn of the loop sends."""
+        self._filled += count
+        if self._filled >= WRITE_BYTES:
             self.write()
         elif not self._due:
             self._due = True
             self._loop.call_soon(self._write_due)
 
+    def put(self, data: bytes) -> None:
+        """Send a copy of this, in the same way."""
+        self.room(len(data))[: len(data)] = data
+        self.filled(len(data))
+
     def write(self) -> None:
         """Write now what is there."""
-        if not self._pieces:
+        data, self._filled = self._room[: self._filled], 0
+        if not data or self.transport is None:
             return
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._bytes = 0
-        if self.transport is not None:
-            self.sent_bytes += len(data)
-            self.transport.write(data)
+        self.sent_bytes += len(data)
+        waiting = self.transport.get_write_buffer_size()
+        self.transport.write(bytes(data) if waiting else data)
+        if not waiting and self.transport.get_write_buffer_size():
+            # The transport may keep what it could not send at once where it lies.
+            self._room = memoryview(bytearray(_ROOM_BYTES))
 
     def _write_due(self) -> None:
         self._due = False

@@ -8,15 +8,17 @@ they change, are the caller's. Imported by `mux.upstream.engine` only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from mux.protocol.connection import Packet, Part
 
-# `AESGCM.encrypt` and `AESGCM.decrypt` of one key: (nonce, data, associated data) -> data.
-Cipher: TypeAlias = Callable[[bytes, Part, Part], bytes]
+# `AESGCM.encrypt_into` of one key: (nonce, data, associated data, room of exactly the size) -> that size.
+Sealer: TypeAlias = Callable[[bytes, Part, Part, memoryview], int]
+# `AESGCM.decrypt` of one key: (nonce, data, associated data) -> data.
+Opener: TypeAlias = Callable[[bytes, Part, Part], bytes]
 
 BLOCK_BYTES: Final = 16
 TAG_BYTES: Final = 16
@@ -25,6 +27,8 @@ LENGTH_BYTES: Final = 4
 SMALLEST_BYTES: Final = LENGTH_BYTES + BLOCK_BYTES + TAG_BYTES
 # RFC 4253 section 6.
 SMALLEST_PADDING_BYTES: Final = 4
+# Around the body of a packet: length, padding and its count, kind, tag.
+_MOST_AROUND_BYTES: Final = LENGTH_BYTES + 2 + BLOCK_BYTES + SMALLEST_PADDING_BYTES - 1 + TAG_BYTES
 # RFC 5647 section 7.1: of a nonce the first part stays, and the second counts the packets under this key.
 _FIXED_BYTES: Final = 4
 _INVOCATION_BYTES: Final = 8
@@ -38,24 +42,32 @@ _HEADS: Final = tuple(
 )
 
 
-def sealer(key: bytes) -> Cipher:
+def sealer(key: bytes) -> Sealer:
     """How `seal` encrypts with this key (16 or 32 bytes)."""
-    return AESGCM(key).encrypt
+    return AESGCM(key).encrypt_into
 
 
-def opener(key: bytes) -> Cipher:
+def opener(key: bytes) -> Opener:
     """How packets that were sealed with this key are decrypted; raises `cryptography.exceptions.InvalidTag`."""
     return AESGCM(key).decrypt
 
 
-def seal(encrypt: Cipher, nonce: bytes, posted: Iterable[Packet]) -> tuple[list[bytes], bytes]:
-    """Seal packets in a row; returns what is to be sent, a length and the sealed rest for each, and the next nonce.
+def room_bytes(posted: Sequence[Packet]) -> int:
+    """How much room `seal` needs at most."""
+    room = _MOST_AROUND_BYTES * len(posted)
+    for _, *parts in posted:
+        for part in parts:
+            room += len(part)
+    return room
+
+
+def seal(encrypt: Sealer, nonce: bytes, posted: Sequence[Packet], room: memoryview) -> tuple[int, bytes]:
+    """Seal packets in a row into the beginning of `room`; returns how much of it that took, and the next nonce.
 
     One loop for all of them: the pieces of a large write differ in their bytes alone.
     """
     fixed, invocation = nonce[:_FIXED_BYTES], int.from_bytes(nonce[_FIXED_BYTES:], "big")
-    sealed: list[bytes] = []
-    known, padding, length = -1, 0, b""
+    known, padding, inner, length, start = -1, 0, 0, b"", 0
     for kind, *parts in posted:
         size = 2
         for part in parts:
@@ -65,8 +77,12 @@ def seal(encrypt: Cipher, nonce: bytes, posted: Iterable[Packet]) -> tuple[list[
             padding = -size % BLOCK_BYTES
             if padding < SMALLEST_PADDING_BYTES:
                 padding += BLOCK_BYTES
+            inner = size + padding + TAG_BYTES
             length = (size + padding).to_bytes(LENGTH_BYTES, "big")
+        body = start + LENGTH_BYTES
+        room[start:body] = length
+        start = body + inner
         plain = b"".join((_HEADS[padding][kind], *parts, _PADDINGS[padding]))
-        sealed += length, encrypt(fixed + invocation.to_bytes(_INVOCATION_BYTES, "big"), plain, length)
+        encrypt(fixed + invocation.to_bytes(_INVOCATION_BYTES, "big"), plain, length, room[body:start])
         invocation = (invocation + 1) & _LAST_INVOCATION
-    return sealed, fixed + invocation.to_bytes(_INVOCATION_BYTES, "big")
+    return start, fixed + invocation.to_bytes(_INVOCATION_BYTES, "big")

@@ -72,8 +72,9 @@ class WriteBehind:
         self._send_full_blocks()
         if not self._in_flight:
             self.submit()
+        window_bytes = plan.write_window_bytes(near=self._client.pace.near)
         while self._in_flight and (
-            self.pending_bytes > plan.WRITE_WINDOW_BYTES or self._dirty.used_bytes > self._dirty.total_bytes
+            self.pending_bytes > window_bytes or self._dirty.used_bytes > self._dirty.total_bytes
         ):
             await self._client.settled(next(iter(self._in_flight)))
         self._raise_error()

@@ -12,6 +12,10 @@ from __future__ import annotations
 # A rate or a round trip that was not seen again for this long is no longer believed: paths change (a laptop moves), and
 # one queue that stood for seconds must not look like distance for ever.
 MEMORY_S = 10.0
+# A server nearer than this is next door.
+NEAR_S = 0.001
+# What its answers may take lately, when all of them stand in queues of ours: beyond it, it is not believed any more.
+NEAR_LATELY_S = 0.01
 
 
 class _Extreme:
@@ -60,6 +64,11 @@ class Pace:
         """The shortest round trip seen lately; 0.0 before any."""
         nearness = self._nearness.value
         return 1.0 / nearness if nearness else 0.0
+
+    @property
+    def near(self) -> bool:
+        """Whether the server is next door."""
+        return self.shortest_s < NEAR_S and self._nearness.value > 1.0 / NEAR_LATELY_S
 
     @property
     def in_flight_bytes(self) -> float:

@@ -35,6 +35,25 @@ def test_the_shortest_round_trip_and_the_highest_rate_count() -> None:
     assert pace.rate_bytes_per_s == pytest.approx(300.0)
 
 
+@pytest.mark.parametrize(
+    ("round_trips_s", "near"),
+    [
+        ([], False),
+        ([0.0002], True),
+        ([0.0011], False),
+        # Behind a full queue of ours it is as near as before; what is far from one memory to the next has moved.
+        ([0.0002, 0.008], True),
+        ([0.0002, *[0.005] * 20], True),
+        ([0.0002, *[0.02] * 20], False),
+    ],
+)
+def test_who_is_next_door(round_trips_s: list[float], near: bool) -> None:
+    pace = Pace()
+    for second, round_trip_s in enumerate(round_trips_s):
+        pace.answered(second, second + round_trip_s)
+    assert pace.near is near
+
+
 def test_no_time_at_all_is_no_division_by_zero() -> None:
     pace = Pace()
     pace.answered(5.0, 5.0)

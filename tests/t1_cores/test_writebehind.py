@@ -16,6 +16,7 @@ from sshmuxfs.io.plan import KIB, MIB
 from sshmuxfs.io.writebehind import Dirty, WriteBehind
 from sshmuxfs.sftp import protocol as sftp
 from sshmuxfs.sftp.client import ChannelLost, Client
+from sshmuxfs.sftp.pace import Pace
 from sshmuxfs.sftp.protocol import OpenFlag
 from tests.support.sftp_process import SftpProcess, in_trio, real_channel
 
@@ -172,9 +173,15 @@ async def test_what_was_submitted_is_seen_by_the_next_question(tmp_path: Path) -
         assert (await file.client.fstat(file.handle)).size == 10_000
 
 
+@pytest.mark.parametrize("near", [True, False])
 @in_trio
-async def test_a_writer_waits_when_its_window_is_full(tmp_path: Path) -> None:
+async def test_a_writer_waits_when_its_window_is_full(tmp_path: Path, near: bool) -> None:
     async with writing(tmp_path / "file") as file:
+        if near:
+            while not file.client.pace.near:
+                await file.client.fstat(file.handle)
+        else:
+            file.client.pace = Pace()
         file.process.pause()
         accepted = 0
 
@@ -187,7 +194,7 @@ async def test_a_writer_waits_when_its_window_is_full(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_on)
             await trio.testing.wait_all_tasks_blocked()
-            assert accepted == plan.WRITE_WINDOW_BYTES
+            assert accepted == plan.write_window_bytes(near=near)
             assert file.writer.pending_bytes == file.dirty.used_bytes == accepted + KERNEL_WRITE_BYTES
             file.process.resume()
         assert accepted == 100 * KERNEL_WRITE_BYTES
