@@ -70,7 +70,7 @@ async def test_the_first_write_goes_out_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 4096, 30_000, KERNEL_WRITE_BYTES])
 @in_trio
 async def test_those_that_follow_are_joined_to_full_blocks(tmp_path: Path, size: int) -> None:
-    count = min(3000, 3 * MIB // size)
+    count = min(3000, plan.NEAR_WRITE_WINDOW_BYTES // size)
     whole = content(count * size)
     async with writing(tmp_path / "file") as file:
         file.process.pause()
