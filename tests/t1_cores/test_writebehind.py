@@ -289,7 +289,7 @@ async def test_ten_thousand_tiny_writes_are_a_few_requests(tmp_path: Path) -> No
 async def test_what_was_accepted_is_lost_with_the_channel_and_that_is_told(tmp_path: Path) -> None:
     async with writing(tmp_path / "file") as file:
         file.process.pause()
-        for number in range(10):
+        for number in range(8):
             await file.writer.write(number * KERNEL_WRITE_BYTES, bytes(KERNEL_WRITE_BYTES))
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
