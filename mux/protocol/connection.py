@@ -292,6 +292,8 @@ class Channel:
         """
         if kind == Message.CHANNEL_DATA and self.state is State.OPEN:
             return self._received(0, body)
+        if kind == Message.CHANNEL_WINDOW_ADJUST and len(body) == 4 and self._is_open:
+            return self._grow(int.from_bytes(body, "big"))  # the most frequent one of an upload
         try:
             return self._receive(kind, Reader(body), body)
         except WireError as error:
@@ -300,7 +302,7 @@ class Channel:
     def _receive(self, kind: int, reader: Reader, body: memoryview) -> Event | None:
         if self.state is State.OPENING:
             return self._receive_answer(kind, reader)
-        if self.state is not State.OPEN or self.close_received:
+        if not self._is_open:
             raise self._violation(f"message {kind} when it was closed or not open")
         match kind:
             case Message.CHANNEL_EXTENDED_DATA:
@@ -309,7 +311,9 @@ class Channel:
                     raise self._violation("extended data of stream 0")
                 return self._received(stream, body[4:])
             case Message.CHANNEL_WINDOW_ADJUST:
-                return self._grow(reader.u32(), reader)
+                count = reader.u32()
+                reader.end()
+                return self._grow(count)
             case Message.CHANNEL_EOF:
                 reader.end()
                 if self._eof_received:
@@ -370,8 +374,11 @@ class Channel:
             raise LocalProtocolError(f"channel {self.number}: data after our own EOF or CLOSE, or beyond the window")
         self.room_bytes -= count
 
-    def _grow(self, count: int, reader: Reader) -> Event | None:
-        reader.end()
+    @property
+    def _is_open(self) -> bool:
+        return self.state is State.OPEN and not self.close_received
+
+    def _grow(self, count: int) -> Event | None:
         if self.close_sent:
             return None
         if self.room_bytes + count > LARGEST_WINDOW_BYTES:
