@@ -13,6 +13,7 @@ from typing import Final
 WRITE_BYTES: Final = 128 * 1024
 # What is short of a write, and what one read of a source becomes (256 KiB, sealed).
 _ROOM_BYTES: Final = 512 * 1024
+_NO_ROOM: Final = memoryview(b"")
 
 
 class Outbox:
@@ -27,7 +28,7 @@ class Outbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._room = memoryview(bytearray(_ROOM_BYTES))
+        self._room = _NO_ROOM
         self._filled = 0
         self._due = False
         self.transport: asyncio.WriteTransport | None = None
@@ -35,10 +36,11 @@ class Outbox:
 
     def room(self, count: int) -> memoryview:
         """Where at least `count` bytes can be laid down, behind what is there. Only until the next call of any kind."""
-        if len(self._room) - self._filled < count:
-            self.write()
-            if len(self._room) < count:
-                self._room = memoryview(bytearray(count))
+        while len(self._room) - self._filled < count:
+            if self._filled:
+                self.write()
+            else:
+                self._room = memoryview(bytearray(max(count, _ROOM_BYTES)))
         return self._room[self._filled :]
 
     def filled(self, count: int) -> None:
@@ -58,14 +60,18 @@ class Outbox:
     def write(self) -> None:
         """Write now what is there."""
         data, self._filled = self._room[: self._filled], 0
-        if not data or self.transport is None:
+        transport = self.transport
+        if not data or transport is None:
             return
         self.sent_bytes += len(data)
-        waiting = self.transport.get_write_buffer_size()
-        self.transport.write(bytes(data) if waiting else data)
-        if not waiting and self.transport.get_write_buffer_size():
-            # The transport may keep what it could not send at once where it lies.
-            self._room = memoryview(bytearray(_ROOM_BYTES))
+        if transport.get_write_buffer_size():
+            transport.write(bytes(data))
+            return
+        # The transport may keep what it does not send at once where it lies, and calls who may send more meanwhile.
+        room, self._room = self._room, _NO_ROOM
+        transport.write(data)
+        if not self._room and not transport.get_write_buffer_size():
+            self._room = room
 
     def _write_due(self) -> None:
         self._due = False

@@ -91,7 +91,8 @@ class ReadAhead:
 
         Raises StatusError, ChannelLost, RequestTimeout.
         """
-        return await self._confirmed(offset, await self._read(offset, size), size)
+        known_end = self._size() or 0
+        return await self._confirmed(offset, await self._read(offset, size), size, known_end)
 
     async def _read(self, offset: int, size: int) -> bytes | memoryview:
         sequential = self._detector.note(offset, size)
@@ -251,17 +252,20 @@ class ReadAhead:
         piece.pending = None  # counted; and asking may fail
         (piece.pending,) = self._client.submit_reads(self._handle, [(piece.offset + piece.received_bytes, rest)])
 
-    async def _confirmed(self, offset: int, result: bytes | memoryview, size: int) -> bytes | memoryview:
+    async def _confirmed(
+        self, offset: int, result: bytes | memoryview, size: int, known_end: int
+    ) -> bytes | memoryview:
         """The result of a read, if it is whole or the file ends there. Raises StatusError.
 
-        Before the known end that takes a question. A file that goes on was not read. One that has shrunk is answered up
-        to its new end; an empty answer behind that would be a short one to the kernel too, which believes the first it
-        gets and fills the others with zeros.
+        Before the end that was known when it was asked (what was written behind it since is not missing), and is now,
+        that takes a question. A file that goes on was not read. One that has shrunk is answered up to its new end; an
+        empty answer behind that would be a short one to the kernel too, which believes the first it gets and fills the
+        others with zeros.
         """
         end = offset + len(result)
-        if len(result) < size and end < (self._size() or 0):
+        if len(result) < size and end < min(known_end, self._size() or 0):
             now = (await self._client.fstat(self._handle)).size
-            if now is not None and now != end and end < (self._size() or 0):
+            if now is not None and now != end and end < min(known_end, self._size() or 0):
                 self.give_back()
                 raise StatusError(Status.FAILURE, b"no data where there must be some")
         return result

@@ -138,6 +138,19 @@ async def test_an_end_where_the_file_is_known_to_end_takes_no_question() -> None
         assert await file.peer.silent()
 
 
+@in_trio
+async def test_what_is_written_behind_the_end_while_it_is_read_is_not_missing() -> None:
+    """As `tail -f` sees it where the page cache is passed by: the READ was before the WRITE."""
+    async with answering(1500) as (file, nursery):
+        nursery.start_soon(file.take, "end", 1500, 1000)
+        request_id, offset, _ = await file.peer.read()
+        file.known_bytes = 3000
+        await file.peer.send(replies.status(request_id, Status.EOF))
+        await told(file, "end")
+        assert (offset, file.answers["end"]) == (1500, b"")
+        assert await file.peer.silent()
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 @in_trio
 async def test_a_read_that_fails_is_an_error_and_never_a_short_file(failing: int) -> None:

@@ -211,6 +211,37 @@ def test_what_the_transport_has_not_sent_is_not_written_over() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_sends_while_it_is_written_does_no_harm(kept: bool) -> None:
+    """As from a brake, which is told in the middle of a write that the transport has enough."""
+
+    class Telling(Sink):
+        def __init__(self, outbox: Outbox) -> None:
+            super().__init__()
+            self.outbox = outbox
+
+        def write(self, data: Any) -> None:
+            self.writes.append(data if kept else bytes(data))
+            if len(self.writes) == 1:
+                self.waiting_bytes = len(data) if kept else 0
+                self.outbox.put(b"meanwhile" * WRITE_BYTES)
+                self.outbox.put(b"later")
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        sink = outbox.transport = Telling(outbox)
+        outbox.put(b"first")
+        outbox.room(2 * WRITE_BYTES)[:6] = b"second"
+        outbox.filled(6)
+        outbox.write()
+        assert bytes(sink.writes[0]) == b"firstsecond"
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert b"".join(map(bytes, sink.writes)) == b"firstsecond" + b"meanwhile" * WRITE_BYTES + b"later"
+
+    asyncio.run(main())
+
+
 def test_there_is_room_for_more_than_a_write() -> None:
     async def main() -> None:
         outbox = Outbox(asyncio.get_running_loop())
