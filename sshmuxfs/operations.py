@@ -81,6 +81,7 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, Listing] = {}
         self._next_handle = 1
         self._statvfs: tuple[Statvfs, float] | None = None
+        self._writing = 0
         self._settle_until_s: float | None = None
 
     # -- names and attributes -----------------------------------------------------------------------------------------
@@ -295,6 +296,7 @@ class Operations(pyfuse3.Operations):
         inode.cached_as = None
         inode.attributes = grown(inode.attributes, off + len(buf))
         submit_writes(inode, but=file)
+        self._writing += 1
         try:
             await file.writer.write(off, buf)
             if self._manners.sync_writes or file.synchronous:
@@ -303,6 +305,8 @@ class Operations(pyfuse3.Operations):
                 await self._sync(file)
         except Exception as error:
             raise await self._write_failed(file, len(buf), error) from error
+        finally:
+            self._writing -= 1
         return len(buf)
 
     async def _write_failed(self, file: OpenFile, length: int, error: Exception) -> FUSEError:
@@ -449,6 +453,11 @@ class Operations(pyfuse3.Operations):
     def is_writable(self) -> bool:
         """Whether a file is open for writing; the kernel may then hold changes to a mapping of it."""
         return any(file.writer is not None for file in self._files.values())
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether there is something to be written that was not accepted yet."""
+        return self._writing > 0
 
     async def settled(self) -> None:
         """Wait for what was accepted and is not answered."""

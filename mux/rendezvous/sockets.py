@@ -37,6 +37,9 @@ HELLO_DEADLINE_S: Final = 2.0  # a master greets within milliseconds, unless it 
 _RETRY_S: Final = (
     0.02  # between attempts at a full queue: poll() says nothing useful of a unix socket not yet connected
 )
+# A wait that ends so long after its deadline tells of us, and nothing of the other end; three times is no accident.
+_LATE_S: Final = 0.5
+_ATTEMPTS: Final = 3
 _UCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _KINDS: Final = {
     stat.S_IFREG: "a regular file",
@@ -86,10 +89,19 @@ class _Verdict(Exception):
 def probe(path: str, *, deadline_s: float = HELLO_DEADLINE_S) -> Probe:
     """Look at `path`, connect, greet, and ask for a sign of life. What is found is no error.
 
-    It takes `deadline_s` at most. When the socket is replaced or removed meanwhile, as by a master that just ends,
-    whatever is there then is asked once.
+    It takes `deadline_s` at most; silence while this process itself stood still (a machine that was away) is nobody's,
+    and it asks again then.
     """
-    deadline = time.monotonic() + deadline_s
+    for _ in range(_ATTEMPTS):
+        deadline = time.monotonic() + deadline_s
+        outcome = _probe(path, deadline)
+        if outcome.found not in (Found.FROZEN, Found.FULL) or time.monotonic() < deadline + _LATE_S:
+            break
+    return outcome
+
+
+def _probe(path: str, deadline: float) -> Probe:
+    """When the socket is replaced or removed meanwhile, as by a master that just ends, what is there then is asked."""
     try:
         for _ in range(2):
             found = _inspect(path)

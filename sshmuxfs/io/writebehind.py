@@ -39,7 +39,7 @@ class WriteBehind:
 
     def __init__(self, client: Client, handle: bytes, dirty: Dirty) -> None:
         self.error: Exception | None = None  # what became of the first write that failed
-        self.told = False  # whether a call was told of it
+        self.told = False  # whether an fsync or a close was told of it; behind a write may stand the kernel alone
         self.used = False  # whether anything was accepted
         self.on_sent: Callable[[], object] | None = None
         self._client = client
@@ -88,6 +88,7 @@ class WriteBehind:
     async def drain(self) -> None:
         """Wait until all that was accepted so far is acknowledged. Raises `error`."""
         await self.settled()
+        self.told = self.error is not None
         self._raise_error()
 
     async def settled(self) -> None:
@@ -98,7 +99,6 @@ class WriteBehind:
 
     def _raise_error(self) -> None:
         if self.error is not None:
-            self.told = True
             raise self.error.with_traceback(None)  # told many times: each must not keep alive what the last refused
 
     def _send_full_blocks(self) -> None:

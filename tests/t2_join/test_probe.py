@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +25,7 @@ from mux.rendezvous.sockets import Found, Probe, look, probe
 from tests.support.bounded import in_subprocess
 from tests.support.master import Master
 from tests.support.sshd import Sshd
+from tests.support.waiting import wait_until
 from tests.t2_join.fake import PID, Peer, listening, master_at
 from tests.t2_join.streams import in_trio
 
@@ -52,6 +57,49 @@ def test_a_real_master(master: Master) -> None:
     assert found == Probe(master.control_path, Found.LIVE, found.detail, master.pid)
     assert master.control_path in found.detail
     assert master.ssh("echo", "still", "here").stdout == "still here\n"
+
+
+# Begins when it is told to, so that the wait is what it is stopped in.
+PROBER = """
+import sys
+from mux.rendezvous.sockets import probe
+print("ready", flush=True)
+sys.stdin.readline()
+print(probe(sys.argv[1], deadline_s=1).found.name)
+"""
+
+
+def test_a_master_is_not_frozen_because_the_machine_stood_still(master: Master) -> None:
+    """Both are stopped for longer than the deadline, and who looks is the first to go on."""
+    with ExitStack() as stack:
+        prober = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", PROBER, master.control_path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(prober.kill)
+        assert prober.stdin is not None and prober.stdout is not None
+        assert prober.stdout.readline() == "ready\n"
+        os.kill(master.pid, signal.SIGSTOP)
+        stack.callback(os.kill, master.pid, signal.SIGCONT)
+        prober.stdin.write("\n")
+        prober.stdin.flush()
+        wait_until(lambda: connected(prober.pid), "the prober to ask")
+        os.kill(prober.pid, signal.SIGSTOP)
+        time.sleep(2)  # the deadline, and a standstill behind it
+        os.kill(prober.pid, signal.SIGCONT)
+        time.sleep(0.3)
+        os.kill(master.pid, signal.SIGCONT)
+        assert prober.communicate(timeout=60)[0] == "LIVE\n"
+
+
+def connected(process: int) -> bool:
+    """Whether a process of that kind has its only socket."""
+    descriptors = Path(f"/proc/{process}/fd")
+    return any(os.readlink(each).startswith("socket:") for each in descriptors.iterdir())
 
 
 def test_a_killed_master_leaves_a_stale_socket_which_is_left_alone(master: Master) -> None:
