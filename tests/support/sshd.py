@@ -6,6 +6,7 @@ in only as himself). `ssh -F {ssh_config} box` reaches it without a question.
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import re
@@ -20,7 +21,7 @@ from mux.errors import SharingError
 from mux.rendezvous import putty
 from tests.support import mounts, processes
 from tests.support.ports import free_port
-from tests.support.waiting import holds_within
+from tests.support.waiting import DEADLINE_S, holds_within
 
 HOST = "box"
 START_DEADLINE_S = 30.0
@@ -55,9 +56,11 @@ def sftp_server() -> str:
     raise SshdError(f"no sftp-server in {', '.join(SFTP_SERVERS)}; scripts/setup installs it")
 
 
+@functools.cache
 def openssh_version() -> tuple[int, int]:
     """(major, minor) of the installed OpenSSH."""
-    said = subprocess.run([program("ssh"), "-V"], capture_output=True, text=True, timeout=10, check=True).stderr
+    command = [program("ssh"), "-V"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True).stderr
     match = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
     if match is None:
         raise SshdError(f"ssh -V said {said!r}, which names no OpenSSH version")
@@ -129,7 +132,7 @@ class Sshd:
         for name in ("host_key", "user_key"):
             path = str(self.directory / name)
             command = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path]
-            subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL)
+            subprocess.run(command, check=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL)
         shutil.copyfile(self.directory / "user_key.pub", self.directory / "authorized_keys")
         key = (self.directory / "host_key.pub").read_text()
         # By alias, so that the same file serves every port a proxy listens on.

@@ -18,6 +18,7 @@ import trio.testing
 
 from mux.downstream.openssh import Passenger, open_control
 from mux.errors import ConnectionLost, ExitCode, JoinError
+from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import Sshd, sftp_server
 from tests.t2_join.streams import in_trio, read_all, read_exactly, run, write_all
@@ -276,21 +277,30 @@ async def test_buffers_are_filled_and_sent_in_order(shared_master: Master) -> No
 async def test_whoever_waits_is_told_when_the_session_is_closed_here(shared_master: Master) -> None:
     told = []
 
-    async def wait(stream: Passenger, what: Callable[[], Any]) -> None:
-        with pytest.raises(ConnectionLost, match="closed on this side"):
+    async def wait(what: Callable[[], Any], words: str = "closed on this side") -> None:
+        with pytest.raises(ConnectionLost, match=words):
             await what()
         told.append(what)
 
-    stream = await session(shared_master.control_path, b"cat")
-    while stream.send_nowait([bytes(1 << 20)]):
-        pass
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, stream, lambda: stream.receive_into([memoryview(bytearray(1))]))
-        nursery.start_soon(wait, stream, stream.wait_writable)
-        nursery.start_soon(wait, stream, stream.wait_closed)
-        await trio.testing.wait_all_tasks_blocked()
-        stream.close()
-        stream.close()
+    async def write_for_ever() -> None:
+        while True:
+            if not stream.send_nowait([bytes(1 << 16)]):
+                await stream.wait_writable()
+
+    # It neither answers nor looks at its input: there is nothing to read, and soon no room for more.
+    stream = await session(shared_master.control_path, b"printf '%07d\\n' $$; exec sleep 100")
+    remote = processes.known(int(await read_exactly(stream, 8)))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, lambda: stream.receive_into([memoryview(bytearray(1))]))
+            # The second is what it finds when there is room once more at the moment of the close.
+            nursery.start_soon(wait, write_for_ever, "closed on this side|takes no more data: Bad file descriptor")
+            nursery.start_soon(wait, stream.wait_closed)
+            await trio.testing.wait_all_tasks_blocked(0.3)
+            stream.close()
+            stream.close()
+    finally:  # nobody else would: it does not look at its input
+        processes.end([remote])
     assert len(told) == 3
     with pytest.raises(ConnectionLost):
         stream.send_nowait([b"x"])

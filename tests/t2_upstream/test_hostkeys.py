@@ -16,6 +16,7 @@ import pytest
 
 from mux.errors import ExitCode
 from tests.support.sshd import HOST, Sshd, program
+from tests.support.waiting import DEADLINE_S
 from tests.t2_upstream.logins import OnTerminal, Said, keygen, log_in, on_terminal, refused, sign
 
 QUESTION = "Are you sure you want to continue connecting (yes/no/[fingerprint])? "
@@ -105,7 +106,7 @@ def test_the_fingerprint_is_an_answer(pair: Pair) -> None:
     found = re.search(r"SHA256:\S+", said)
     assert found is None  # strict: nobody is asked, nothing is offered
     command = ["ssh-keygen", "-l", "-f", str(pair.server.directory / "host_key.pub")]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
     fingerprint = listed.split()[1]
     again = "Please type 'yes', 'no' or the fingerprint: "
     ssh, ours = pair.both([""], answers=((QUESTION, "maybe"), (again, fingerprint)))

@@ -159,17 +159,25 @@ async def listens(port: int) -> bool:
     return True
 
 
+async def told(client: asyncio.subprocess.Process, words: str) -> str:
+    """What it says on stderr, up to the line with these words: of the server's reply, when something listens there."""
+    assert client.stderr is not None
+    said = ""
+    async with asyncio.timeout(DEADLINE_S):
+        while words not in said:
+            line = await client.stderr.readline()
+            assert line, said
+            said += line.decode()
+    return said
+
+
 @pytest.mark.parametrize("chosen", ["by us", "by the server"])
 def test_remote_forwarding(sshd: Sshd, path: str, chosen: str) -> None:
     async def main() -> None:
         async with riding(sshd, path) as ride, answering(bytes.upper) as target:
             port = free_port() if chosen == "by us" else 0
             client = await start(ride, "-v", "-R", f"{port}:127.0.0.1:{target}", HOST, "cat")
-            assert client.stderr is not None
-            said = ""
-            async with asyncio.timeout(DEADLINE_S):
-                while ("remote forward success" if port else "Allocated port") not in said:
-                    said += (await client.stderr.readline()).decode()
+            said = await told(client, "remote forward success" if port else "Allocated port")
             if not port:
                 found = re.search(r"Allocated port (\d+) for remote forward", said)
                 assert found is not None, said
@@ -197,7 +205,7 @@ def test_remote_forwarding_of_a_unix_socket(sshd: Sshd, path: str) -> None:
         async with riding(sshd, path) as ride, answering(bytes.upper) as target:
             remote = sshd.directory / "forwarded"
             client = await start(ride, "-v", "-R", f"{remote}:127.0.0.1:{target}", HOST, "cat")
-            await eventually(remote.exists)
+            await told(client, "remote forward success")
             async with asyncio.timeout(DEADLINE_S):
                 reader, writer = await asyncio.open_unix_connection(remote)
                 writer.write(b"hello")

@@ -12,6 +12,7 @@ from mux.commands.specification import parse
 from mux.errors import ExitCode, JoinError
 from mux.protocol.messages import UNIX_SOCKET_PORT, Forward, ForwardKind
 from tests.support.sshd import program
+from tests.t3_commands.command import COMMAND_DEADLINE_S
 
 LOCAL, REMOTE, DYNAMIC = ForwardKind.LOCAL, ForwardKind.REMOTE, ForwardKind.DYNAMIC
 PATH = UNIX_SOCKET_PORT
@@ -114,7 +115,7 @@ def test_what_we_take_means_to_ssh_what_it_means_to_us(letter: str, words: list[
 def by_ssh(letter: str, text: str) -> str | None:
     """What `ssh -G` makes of it: its value as it prints it; None when it is refused."""
     command = [program("ssh"), "-F", "none", "-G", f"-{letter}", text, "host"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
     lines = [line for line in done.stdout.splitlines() if line.startswith(KEYWORDS[letter] + " ")]
     return lines[0].partition(" ")[2] if done.returncode == 0 and lines else None
 

@@ -15,7 +15,7 @@ from mux.protocol.messages import Failure, Info, InfoRequest, Ok, StopListening,
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
-from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say
+from tests.t5_upstream.clients import DEADLINE_S, NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Raw, null, session
 
@@ -34,7 +34,7 @@ def test_01_check_with_nobody_there(server: Sshd) -> None:
 
 def test_01_the_pid_is_for_window_sizes(clients: Clients, holder: Master) -> None:
     """Any client may send it SIGWINCH."""
-    subprocess.run(["kill", "-WINCH", str(holder.pid)], check=True, timeout=10)
+    subprocess.run(["kill", "-WINCH", str(holder.pid)], check=True, timeout=DEADLINE_S)
     assert clients.ssh(HOST, "exit 3").returncode == 3
 
 

@@ -173,10 +173,15 @@ def three(make: str) -> Iterator[tuple[list[int], list[int]]]:
             os.close(descriptor)
 
 
-def read_some(descriptor: int) -> bytes:
-    readable, _, _ = select.select([descriptor], [], [], DEADLINE_S)
-    assert readable, "nothing came"
-    return os.read(descriptor, 65536)
+def read_up_to(descriptor: int, wanted: bytes) -> bytes:
+    """All that comes until `wanted` has come: a terminal may hand over a line and the end of it one after the other."""
+    found = b""
+    while wanted not in found:
+        readable, _, _ = select.select([descriptor], [], [], DEADLINE_S)
+        piece = os.read(descriptor, 65536) if readable else b""
+        assert piece, f"nothing came after {found!r}"
+        found += piece
+    return found
 
 
 KINDS_OF_DESCRIPTORS = ["pipe", "socket", "tty"]
@@ -188,8 +193,8 @@ def test_09_flags_are_as_before_once_it_is_over(clients: Clients, make: str) -> 
         before = list(map(flags, given))
         done = clients.ssh("-n", HOST, "echo out; echo err >&2", stdin=given[0], stdout=given[1], stderr=given[2])
         assert done.returncode == 0
-        assert read_some(kept[1]).split() == [b"out"]
-        assert read_some(kept[2]).split() == [b"err"]
+        assert read_up_to(kept[1], b"\n").split() == [b"out"]
+        assert read_up_to(kept[2], b"\n").split() == [b"err"]
         # The holder restores what it changed when it lets go, which may be after the client.
         wait_until(lambda: list(map(flags, given)) == before, "the flags are as before")
 
@@ -202,11 +207,11 @@ def test_09_flags_are_as_before_all_the_time(clients: Clients, make: str) -> Non
         before = list(map(flags, given))
         script = "echo out; echo err >&2; read line; echo $line; echo $line >&2; sleep 0.2"
         with clients.started(HOST, script, stdin=given[0], stdout=given[1], stderr=given[2]) as process:
-            assert read_some(kept[1]).split() == [b"out"]
-            assert read_some(kept[2]).split() == [b"err"]
+            assert read_up_to(kept[1], b"\n").split() == [b"out"]
+            assert read_up_to(kept[2], b"\n").split() == [b"err"]
             assert list(map(flags, given)) == before
             os.write(kept[0], b"word\n")
-            assert b"word" in read_some(kept[1])
+            assert read_up_to(kept[1], b"\n").split() == [b"word"]
             assert list(map(flags, given)) == before
             assert ended(process) == 0
         assert list(map(flags, given)) == before
@@ -220,7 +225,7 @@ def test_09_socket_both_ways(clients: Clients) -> None:
         with clients.started(HOST, "cat; exit 6", stdin=given.fileno(), stdout=given.fileno()) as process:
             given.close()
             ours.sendall(b"there and back")
-            assert ours.recv(100) == b"there and back"
+            assert read_up_to(ours.fileno(), b"back") == b"there and back"
             ours.shutdown(socket.SHUT_WR)
             assert ours.recv(100) == b""
             assert ended(process) == 6
@@ -241,7 +246,7 @@ def test_09_pipe_that_is_non_blocking_already(clients: Clients) -> None:
         before = list(map(flags, given))
         with clients.started(HOST, "cat; exit 6", stdin=given[0], stdout=given[1], stderr=given[2]) as process:
             os.write(kept[0], b"data")
-            assert read_some(kept[1]) == b"data"
+            assert read_up_to(kept[1], b"data") == b"data"
             os.close(kept[0])
             kept[0] = os.dup(kept[1])
             assert ended(process) == 6

@@ -114,7 +114,7 @@ def test_41_remote_forwarding_from_a_unix_socket(clients: Clients, directory: Pa
         spec = f"{path}:127.0.0.1:{server.port}"
         with clients.started("-O", "proxy", "-R", spec, HOST, "echo ready; cat") as process:
             assert line_of(process) == b"ready"
-            wait_until(path.exists, f"{path} is there")
+            wait_until(lambda: not refused(path), f"{path} listens")
             assert echoes(path)
 
 
