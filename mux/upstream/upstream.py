@@ -73,7 +73,7 @@ class Tally:
     dropped: int = 0  # broke the protocol, or a deadline
     sessions: int = 0
     refused: int = 0  # sessions the server did not open
-    full_at: int = 0  # how many sessions were open when it last did not: MaxSessions, as far as it shows
+    full_at: int = 0  # the most sessions that were open when it did not: MaxSessions, as far as it shows
 
 
 class Upstream:
@@ -204,7 +204,7 @@ class Upstream:
     def note_refusal(self) -> None:
         """The server did not open a session."""
         self.tally.refused += 1
-        self.tally.full_at = self.sessions
+        self.tally.full_at = max(self.tally.full_at, self.sessions)  # it may still count one that has just ended
 
     def left(self, client: Client | PuttyClient, *, looked: bool = False) -> None:
         """A client has gone; it holds nothing any more. `looked`: it only saw that somebody is here."""
