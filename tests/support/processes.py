@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ TEMP_PARENT = Path("/tmp")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of /proc/PID/stat (proc(5)), and the command line."""
+    """One line of /proc/PID/stat (proc(5)), and the command line. Two looks at one process are equal, whatever it has
+    become in between."""
 
     pid: int
-    parent: int
-    state: str
+    parent: int = field(compare=False)
+    state: str = field(compare=False)
     start_ticks: int
-    command: str
+    command: str = field(compare=False)
 
     def __str__(self) -> str:
         return f"{self.pid} ({self.state}, child of {self.parent}): {self.command}"

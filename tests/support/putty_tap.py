@@ -69,6 +69,7 @@ class Conversation:
     def __init__(self) -> None:
         self.up = Direction()
         self.down = Direction()
+        self.ended = False  # by the downstream: all that it sent has been here
         self.wrong: list[str] = []
         self.numbers: list[int] = []  # the server's, of channels opened here
         self.down_data_bytes = 0
@@ -77,6 +78,8 @@ class Conversation:
         self._closed = False
 
     def went_up(self, data: bytes) -> None:
+        """Nothing: the downstream has ended."""
+        self.ended |= not data
         fresh = self.up.take(data)
         if (fresh or self.up.data) and self.up.greeting is not None and self.down.greeting is None:
             self.wrong.append("a packet before the upstream's line")
@@ -201,6 +204,8 @@ class Tap:
                         sink.sendall(data[start : start + (piece_bytes or len(data))])
                 except OSError:  # it has gone; what the other end said last counts all the same
                     taken = False
+        with lock:
+            note(b"")
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -265,12 +265,14 @@ async def test_a_close_goes_out_with_the_next_request_or_soon(tmp_path: Path) ->
 @in_trio
 async def test_silence_fails_who_waits_and_the_channel_goes_on(expect_log: Callable[[str], None]) -> None:
     expect_log("no answer for 1 s: giving up on 3 requests")
-    async with real_channel(deadline_s=1.0) as (client, process):
+    async with real_channel() as (client, process):
         process.pause()
+        usual_s, client.deadline_s = client.deadline_s, 1.0
         pending = client.submit(*(sftp.Lstat(b"/") for _ in range(3)))
         for each in pending:
             with pytest.raises(RequestTimeout):
                 await client.wait(each)
+        client.deadline_s = usual_s
         process.resume()
         assert (await client.lstat(b"/tmp")).permissions is not None  # behind three late answers that are dropped
         assert client.lost is None

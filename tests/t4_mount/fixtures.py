@@ -18,6 +18,7 @@ import pytest
 from tests.support.master import Master
 from tests.support.putty import PuttyUpstream
 from tests.support.upstream import Upstream
+from tests.support.waiting import wait_until
 from tests.t4_mount.differences import Difference
 from tests.t4_mount.trees import MOUNT, PLAIN, Setup, Tree, Trees, chosen
 
@@ -95,8 +96,17 @@ def area(tree: Tree, guarded: None, request: pytest.FixtureRequest) -> Area:
     One that is made through a mount is known to be empty: what the server puts there is seen when that has grown old.
     """
     name = f"{next(tree.counter)}-" + re.sub(r"\W", "-", request.node.originalname)[:40]
+    _await_new_names(tree, f"{name}.new")
     (tree.served / name).mkdir()
     return Area(tree, tree.path / name, tree.served / name)
+
+
+def _await_new_names(tree: Tree, name: str) -> None:
+    """Return when the tree shows what the server has just made. For a moment it does not, if somebody outside the tests
+    has listed all that is mounted (a search of the whole machine)."""
+    (tree.served / name).touch()
+    wait_until((tree.path / name).exists, "the tree to show a new name")
+    (tree.served / name).unlink()
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_reader_never_misses_a_file_that_is_replaced(area: Area, other: Path) 
 def test_opening_what_is_replaced_all_the_time(area: Area) -> None:
     """Through one mount, by another process: an open that comes too late twice in a row still finds a file."""
     (area.here / "file").write_bytes(b"first")
-    rounds = 300
+    rounds = 150
 
     def replace() -> int:
         for number in range(rounds):
@@ -231,7 +231,7 @@ def test_opening_what_is_replaced_all_the_time(area: Area) -> None:
         return opens
 
     with ThreadPoolExecutor(3) as pool:
-        writer = pool.submit(bounded.in_subprocess, replace, 50)
+        writer = pool.submit(bounded.in_subprocess, replace, 90)
         readers = [pool.submit(look, flags) for flags in (os.O_RDONLY, os.O_RDWR)]
         assert writer.result() == rounds
         assert all(reader.result() > 0 for reader in readers)

@@ -22,6 +22,7 @@ from tests.t6_faults.faults import (
     AT_DEADLINE,
     CONTENT,
     DISCONNECTED,
+    MIB,
     ONE_BY_ONE,
     UNMOUNT_S,
     attempt,
@@ -125,7 +126,7 @@ def mapping_changed(path: Path) -> Iterator[None]:
         mapper.stdin.close()
 
 
-@pytest.mark.parametrize("size", [mmap.PAGESIZE, 16 << 20])
+@pytest.mark.parametrize("size", [mmap.PAGESIZE, 16 * MIB])
 def test_what_was_changed_in_a_mapping_is_not_lost_with_the_mount(
     make_mount: Callable[..., Mount], remote_dir: Path, size: int
 ) -> None:
@@ -133,7 +134,9 @@ def test_what_was_changed_in_a_mapping_is_not_lost_with_the_mount(
     (remote_dir / "file").write_bytes(bytes(size))
     mount = make_mount(remote_dir)
     with mapping_changed(mount.path / "file"):
-        ends_by(mount, "SIGTERM")
+        mount.send_signal(signal.SIGTERM)
+        mount.wait_ended()
+        mount.close()
         changed = (remote_dir / "file").read_bytes()[:: mmap.PAGESIZE]
         assert changed == b"\1" * len(changed)
 
