@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from dataclasses import replace
 from typing import Final
@@ -65,11 +64,11 @@ def start(arguments: argparse.Namespace) -> int:
     if reached.leash is None or reached.pid is None:
         _tell(reached, as_json=arguments.json)
         return ExitCode.OK
-    # What would end this process ends the upstream in front, our child, not waited for yet. Ctrl-C it takes for
-    # somebody else's as long as it has a starter, so it is told in words of its own.
-    ended = signals.pass_on(os.pidfd_open(reached.pid), instead=signal.SIGTERM)
+    # What would end this process ends the upstream in front, our child, not waited for yet; and if we end first after
+    # all, so does it: it hangs on a pipe of ours.
+    ended = signals.pass_on(os.pidfd_open(reached.pid))
     _tell(reached, as_json=arguments.json)
-    reached.leash.wait()
+    reached.leash.hold()
     return ExitCode.INTERRUPTED if ended else ExitCode.OK
 
 

@@ -80,7 +80,10 @@ class Reached:
 
 
 class Leash:
-    """A foreground upstream on its starter's side: it stays in front until it is let off, and then for its riders."""
+    """A foreground upstream on its starter's side: it stays in front until it is let off, and then for its riders.
+
+    Started by itself (`Terms.explicit_start`) it ends then, as it does when its starter ends, in whatever way.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], order: int) -> None:
         self._process = process
@@ -93,9 +96,14 @@ class Leash:
             self._order = -1
 
     def wait(self) -> None:
-        """Wait for its end; it says whom it waits for, and ends on Ctrl-C."""
+        """Let it off, and wait for its end; it says whom it waits for, and ends on Ctrl-C."""
         self.let_off()
         self._process.wait()
+
+    def hold(self) -> None:
+        """Keep it until it ends."""
+        self._process.wait()
+        self.let_off()
 
 
 class Search:

@@ -4,8 +4,8 @@ The one rule: until it has reported that it is ready it belongs to its starter: 
 ends when the pipe with the order is closed, on Ctrl-C, or with the one report that says why. From then on it belongs to
 those who ride on it: own session, no terminal, `/` as its directory, and it ends when nobody needs it.
 
-In the foreground (`-f`) it stays with its starter: the terminal's Ctrl-C is for the mount, and once that has gone the
-next one ends it for all who still ride.
+In the foreground (`-f`) it stays with its starter. What was started by itself ends with that. For a mount it stays as
+long as that needs it, whatever signal comes to both; and once the mount has gone Ctrl-C ends it for all who still ride.
 
 `main` is run by `__main__`. The event loop and asyncssh are loaded when the process has forked, while the starter goes
 on with its own work.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -51,11 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         os._exit(0)  # so that nobody has to wait for the rest of us
     starter = Starter(orders, reports, lock[0] if lock else None, order)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the starter held it back
         return _carry_out(order, starter)
-    except KeyboardInterrupt:
-        starter.report(Report(Kind.FAILED, "interrupted", exit_code=ExitCode.INTERRUPTED))
-        return ExitCode.INTERRUPTED
     finally:
         logging.shutdown()
 

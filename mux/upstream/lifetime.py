@@ -66,6 +66,11 @@ class Lifetime:
         """Somebody asked for more than a look: a session, a forwarding, a proxy."""
         self.rode_once = True
 
+    def expect_nobody(self) -> None:
+        """Whoever it was opened for has gone: the first to ride is awaited no longer."""
+        self._awaited_until_s = self._idle_since_s
+        self.on_change()
+
     def left(self, now_s: float | None) -> None:
         """Somebody who had come has gone, in whatever way. None: it is as if it had not come."""
         self.riders -= 1

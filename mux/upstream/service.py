@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 GOODBYE_S: Final = 1.0
 # The mount's own control connections end together with its leash, in any order.
 TELL_RIDERS_S: Final = 0.2
+# A mount in front that is told to end takes up to 10 s to have what was written acknowledged, and lets us off then.
+MOUNT_ENDS_S: Final = 12.0
 
 T = TypeVar("T")
 
@@ -62,7 +65,8 @@ class Service:
         self._host = printable(order.target.typed)
         self._step: asyncio.Task[Any] | None = None
         self._upstream: Upstream | None = None
-        self._leashed = False
+        self._leashed = False  # in front, for a mount that has not let us off yet
+        self._put_off = ""  # why it ends as soon as that mount lets it off
         self._ending = False  # it was told to end, maybe in the same turn of the loop in which a step was done
 
     def run(self) -> int:
@@ -85,7 +89,16 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in signals.heeded():
             loop.add_signal_handler(number, self._on_signal, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back since before this process was one
         loop.add_reader(self._starter.orders, self._on_starter)
+        try:
+            await self._log_in_and_serve(settings)
+            return ExitCode.OK
+        finally:
+            # It ends in any case, and a loop that is being closed can no longer be told of a second one.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (*signals.ENDING, signal.SIGWINCH))
+
+    async def _log_in_and_serve(self, settings: Settings) -> None:
         persists_s = self._persist_s(settings)
         prompts = Prompts(batch=self._order.batch or settings.batch, password=self._order.password)
         engine = await self._whole(login(settings, prompts, self._say))
@@ -97,7 +110,6 @@ class Service:
             place = self._publish()
             if place is not None:
                 await self._serve(upstream, prompts, place)
-            return ExitCode.OK
         finally:
             upstream.stop_listening()
             upstream.forwards.close_all()
@@ -107,8 +119,6 @@ class Service:
                 await asyncio.wait_for(engine.closed(), GOODBYE_S)
             except TimeoutError:
                 pass
-            # It ends in any case, and a loop that is being closed can no longer be told of a second one.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (*signals.ENDING, signal.SIGWINCH))
 
     async def _whole(self, step: Coroutine[Any, Any, T]) -> T:
         """Do what the starter waits for, unless the order is taken back meanwhile."""
@@ -160,13 +170,21 @@ class Service:
             self._say(f"PuTTY's tools cannot share this connection: {failure}")
 
     def _detach(self, prompts: Prompts) -> None:
+        if self._is_taken_back():
+            raise _TakenBack("interrupted")
         if self._order.foreground:
-            self._leashed = True
+            self._leashed = not self._order.explicit_start  # what was started by itself ends with its starter
             return
         asyncio.get_running_loop().remove_reader(self._starter.orders)
         self._starter.let_go()
         prompts.detach()
         self._starter.leave()
+
+    def _is_taken_back(self) -> bool:
+        """Whether the order is, which `_on_starter` is told of in the loop's next turn only."""
+        poll = select.poll()
+        poll.register(self._starter.orders, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _persist_s(self, settings: Settings) -> float | None:
         """How long it stays without riders. Started by itself, it stays if nothing is said, as with `ssh -fNM`."""
@@ -183,15 +201,19 @@ class Service:
         return 0.0 if self._order.explicit_start else FIRST_RIDER_S
 
     def _on_starter(self) -> None:
-        """The order's pipe is readable, which is its end: it is taken back, or the mount in front has gone."""
-        asyncio.get_running_loop().remove_reader(self._starter.orders)
+        """The order's pipe is readable, which is its end: it is taken back, or who has us in front needs us no more."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._starter.orders)
         self._starter.let_go()
         if not self._leashed:
             self._end("the starter has gone")
             return
         self._leashed = False
-        if not self._order.explicit_start:
-            asyncio.get_running_loop().call_later(TELL_RIDERS_S, self._tell_riders)
+        if self._put_off:
+            self._end(self._put_off)
+        elif self._upstream is not None:
+            self._upstream.lifetime.expect_nobody()
+            loop.call_later(TELL_RIDERS_S, self._tell_riders)
 
     def _tell_riders(self) -> None:
         riders = self._upstream.lifetime.riders if self._upstream is not None else 0
@@ -200,9 +222,13 @@ class Service:
             self._say(f"{who} on the connection to {self._host}; Ctrl-C ends it for all")
 
     def _on_signal(self, number: int) -> None:
-        if number == signal.SIGINT and self._leashed:
-            return  # meant for the mount, whose end lets us off
-        self._end(f"{signal.Signals(number).name} was received")
+        reason = f"{signal.Signals(number).name} was received"
+        if not self._leashed:
+            self._end(reason)
+        elif number != signal.SIGINT:  # Ctrl-C is meant for the mount, whose end lets us off
+            # The others as well, as a rule: a hangup comes to the whole group, and the mount has writes to settle.
+            self._put_off = reason
+            asyncio.get_running_loop().call_later(MOUNT_ENDS_S, self._end, reason)
 
     def _end(self, reason: str) -> None:
         self._ending = True

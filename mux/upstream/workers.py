@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias, TypeVar
+
+from mux import signals
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Workers:
             threading.Thread(target=self._run, name="mux-worker", daemon=True).start()
 
     def _run(self) -> None:
+        # At its end the main thread blocks them, and the kernel looks for another to take them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
         while True:
             try:
                 loop, call, done = self._jobs.get(timeout=IDLE_S)

@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -203,6 +206,15 @@ class DelayProxy:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Nothing gets through, and nothing is closed."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End it; its connections are closed. Idempotent."""

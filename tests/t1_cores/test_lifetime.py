@@ -51,6 +51,14 @@ def test_the_first_rider_is_awaited() -> None:
     assert lifetime(2 * FIRST_RIDER_S).ends_s() == START_S + 2 * FIRST_RIDER_S
 
 
+def test_when_nobody_is_expected_the_first_rider_is_not_awaited() -> None:
+    one = lifetime()
+    one.expect_nobody()
+    assert one.ends_s() == START_S + LINGER_S
+    one.came()
+    assert one.ends_s() is None
+
+
 def test_while_somebody_rides_it_does_not_end() -> None:
     one = lifetime()
     one.came()

@@ -17,7 +17,7 @@ from mux.downstream import openssh_master, start, waiting
 from mux.downstream.start import Running, Terms
 from mux.downstream.waiting import LockWait
 from mux.errors import ExitCode, JoinError
-from mux.rendezvous.order import Order
+from mux.rendezvous.order import Kind, Order
 from mux.rendezvous.publish import Lock
 from mux.rendezvous.roles import Wish
 from mux.rendezvous.sockets import Found, probe
@@ -27,6 +27,9 @@ from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
 from tests.t2_upstream.starting import DEADLINE_S, ending, gated, logins, upstreams, walk
+
+SLOW_MAIN = Path(__file__).with_name("slow_publisher.py")
+STRUCK_MAIN = Path(__file__).with_name("struck.py")
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +139,23 @@ def test_the_starter_is_killed_while_it_logs_in(sshd: Sshd, path: Path, gate: Pa
     assert not processes.wait_ended([process], DEADLINE_S)
     os.close(held)
     Path(f"{path}.lock").unlink(missing_ok=True)  # killed, it could not
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+@pytest.mark.parametrize("explicit_start", [False, True])
+def test_taken_back_while_it_publishes(
+    sshd: Sshd, path: Path, monkeypatch: pytest.MonkeyPatch, foreground: bool, explicit_start: bool
+) -> None:
+    monkeypatch.setattr(start, "_MAIN", SLOW_MAIN)
+    # Looking for PuTTY's names it would have another moment to notice.
+    terms = Terms(foreground=foreground, explicit_start=explicit_start, putty=False)
+    running = walk(sshd, control_path=path, terms=terms).begin()
+    wait_until(path.exists, "it publishes")
+    running.cancel()
+    assert running.wait(DEADLINE_S)
+    with pytest.raises(JoinError, match="interrupted"):
+        running.result()
+    assert not [one for one in processes.descendants(os.getpid()) if str(SLOW_MAIN) in one.command]
 
 
 def test_who_waits_says_so_and_joins(
@@ -311,6 +331,27 @@ def test_something_else_came_while_we_logged_in(sshd: Sshd, path: Path, gate: Pa
     path.unlink()
 
 
+@pytest.mark.parametrize(
+    ("moment", "code"), [("at its beginning", ExitCode.INTERRUPTED), ("at its end", ExitCode.AUTH_FAILED)]
+)
+def test_ctrl_c_outside_of_its_loop(
+    sshd: Sshd,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    moment: str,
+    code: ExitCode,
+) -> None:
+    """It waits for the loop, or comes too late to change what is told."""
+    monkeypatch.setattr(start, "_MAIN", STRUCK_MAIN)
+    monkeypatch.setenv("STRUCK", moment)
+    with pytest.raises(JoinError) as caught:
+        walk(sshd, "User=nobody", control_path=path, terms=Terms(batch=True)).run()
+    assert caught.value.exit_code is code
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "Exception ignored" not in said
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +440,37 @@ def test_in_the_foreground_it_stays_with_its_starter(sshd: Sshd, path: Path) -> 
         sshd.ssh("-S", str(path), HOST, "true")
         found.leash.wait()
         assert not processes.look(process.pid)
+
+
+def test_in_the_foreground_told_to_end_alone_it_serves_on_for_a_mount_and_ends(sshd: Sshd, path: Path) -> None:
+    """As long as the mount would need, had it been told as well: it was not, and never lets it off."""
+    found = walk(sshd, control_path=path, terms=Terms(foreground=True)).run()
+    assert found.leash is not None
+    with ending(found.pid) as process:
+        with subprocess.Popen(
+            ["ssh", "-F", str(sshd.ssh_config), "-S", str(path), HOST, "cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as shell:
+            assert shell.stdin is not None and shell.stdout is not None
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                processes.send_signal(process, number)
+                shell.stdin.write(b"still here\n")
+                shell.stdin.flush()
+                assert shell.stdout.readline() == b"still here\n"
+            assert shell.wait(DEADLINE_S) == 255
+        found.leash.wait()
+
+
+def test_in_the_foreground_it_ends_when_its_starter_has_gone_before_it_rode(sshd: Sshd, path: Path) -> None:
+    """Interrupted just as the report came. Killed for not ending, it would leave its socket."""
+    never = waiting.make_event()
+    upstream = start._Process(Order(target=walk(sshd).target(), path=str(path), foreground=True), None)
+    assert upstream.report(DEADLINE_S, never).kind is Kind.READY
+    upstream.close()
+    assert not path.exists()
+    os.close(never)
 
 
 def test_in_the_foreground_it_waits_for_who_still_rides(sshd: Sshd, path: Path) -> None:

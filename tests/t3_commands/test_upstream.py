@@ -19,6 +19,7 @@ from tests.support.master import Master
 from tests.support.mounted import Mount
 from tests.support.sshd import HOST, Sshd
 from tests.support.upstream import Upstream
+from tests.t2_upstream.starting import upstreams
 from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, REFUSED_BY_US, about, rider, rows, sshmux
 
 
@@ -73,10 +74,16 @@ def test_start_that_cannot_log_in(sshd: Sshd, started: Callable[..., subprocess.
     assert "Connection refused" in done.stderr
 
 
+def in_front(sshd: Sshd) -> list[str]:
+    """What starts an upstream in the foreground."""
+    return [sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_in_the_foreground_it_ends_with_its_command(sshd: Sshd, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
-    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=sshd.environment()) as process:
+    with processes.running(
+        in_front(sshd), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=sshd.environment()
+    ) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()
         process.send_signal(number)
@@ -87,11 +94,56 @@ def test_in_the_foreground_it_ends_with_its_command(sshd: Sshd, number: signal.S
     assert b"Traceback" not in log
 
 
+def test_in_the_foreground_it_does_not_outlive_its_command(sshd: Sshd) -> None:
+    with processes.running(
+        in_front(sshd), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=sshd.environment()
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith(b"Master started")
+        (upstream,) = upstreams(sshd)
+        process.kill()
+        assert processes.wait_ended([upstream], COMMAND_DEADLINE_S) == []
+
+
+def test_in_the_foreground_when_nobody_reads_where_it_is(sshd: Sshd) -> None:
+    """`sshmux start -f HOST | true`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            in_front(sshd), stdout=writing, stderr=subprocess.PIPE, timeout=COMMAND_DEADLINE_S, env=sshd.environment()
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode != OK
+    assert b"connected to" in done.stderr and b"Traceback" not in done.stderr
+    assert processes.wait_ended(upstreams(sshd), COMMAND_DEADLINE_S) == []
+
+
+# The command, struck by Ctrl-C as its terminal sends it, when its upstream is there and its own signals are not yet
+# handed on.
+STRUCK = """
+import os, signal, sys
+from mux import signals
+signals.pass_on = lambda *_, **__: os.killpg(0, signal.SIGINT)
+from mux.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_in_the_foreground_interrupted_just_when_it_is_there(sshd: Sshd) -> None:
+    command = [sys.executable, "-c", STRUCK, *in_front(sshd)[3:]]
+    done = subprocess.run(
+        command, capture_output=True, timeout=COMMAND_DEADLINE_S, env=sshd.environment(), start_new_session=True
+    )
+    assert done.returncode == ExitCode.INTERRUPTED
+    assert b"connected to" in done.stderr and b"Traceback" not in done.stderr
+    assert processes.wait_ended(upstreams(sshd), COMMAND_DEADLINE_S) == []
+
+
 def test_in_the_foreground_a_hangup_that_is_ignored(sshd: Sshd) -> None:
     """As under nohup(1): neither the command nor what it started takes notice."""
-    command = ["/usr/bin/nohup", sys.executable, "-m", "mux", "start", "-f", "-F", str(sshd.ssh_config), HOST]
     with processes.running(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=sshd.environment()
+        ["/usr/bin/nohup", *in_front(sshd)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=sshd.environment()
     ) as process:
         assert process.stdout is not None
         told = re.fullmatch(r"Master started \(pid=(\d+)\) at (.*)\n", process.stdout.readline().decode())

@@ -91,16 +91,6 @@ def test_50_line_cut(
     assert not os.path.lexists(holder.control_path)
 
 
-@contextmanager
-def silent(proxy: DelayProxy) -> Iterator[None]:
-    """Nothing gets through, and nothing is closed."""
-    os.kill(proxy.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(proxy.pid, signal.SIGCONT)
-
-
 def test_50_line_silent(
     make_sshd: Callable[..., Sshd], make_proxy: Callable[..., DelayProxy], make_holder: Callable[..., Master]
 ) -> None:
@@ -108,7 +98,7 @@ def test_50_line_silent(
     sshd = make_sshd()
     proxy = make_proxy(sshd.port, 0.0)
     holder = make_holder(sshd, config=sshd.via(proxy.port), options=KEEPALIVE)
-    with riders(holder) as running, silent(proxy), null() as descriptors:
+    with riders(holder) as running, proxy.silent(), null() as descriptors:
         with Raw(holder.control_path) as raw, Raw(holder.control_path) as waiting:
             raw.say(AliveCheck(1))
             assert raw.expect(Alive) == Alive(1, holder.pid)
@@ -130,7 +120,7 @@ def test_50_line_silent_for_a_moment(
     proxy = make_proxy(sshd.port, 0.0)
     holder = make_holder(sshd, config=sshd.via(proxy.port))
     with Clients.of(holder).started(HOST, "cat; exit 6") as process:
-        with silent(proxy):
+        with proxy.silent():
             say(process, b"word\n")
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(1.5)
