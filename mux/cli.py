@@ -8,37 +8,48 @@ led by `sshmux:`; stdout has the answer only. Where `ssh -O` has the same reques
 from __future__ import annotations
 
 import argparse
-import os
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
+from . import signals, streams
 from .errors import ExitCode, SharingError
 
 _SSH_FAILED: Final = 255  # what ssh ends with when it cannot do what it was asked
+_UNREAD: Final = (errno.EPIPE, errno.EIO)  # whoever read us has had enough, or was a terminal that is gone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    streams.open_closed()
+    try:
+        signals.interrupt()
+        try:
+            return _answer(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNREAD:
+            raise
+        streams.give_up()
+        return _SSH_FAILED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _answer(words: Sequence[str]) -> int:
     parser, commands = _parsers()
     if words and not words[0].startswith("-") and words[0] not in commands:
         return _unknown(words[0], commands)
     arguments = parser.parse_args(words)
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except SharingError as error:
         _complain(error)
         if error.exit_code is ExitCode.USAGE or arguments.failure is None:
             return error.exit_code
         return int(arguments.failure)
-    except BrokenPipeError:  # whoever read our answer has had enough; nothing more may be written at the end either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SSH_FAILED
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -1,23 +1,60 @@
 """The signals that end a process of ours: which of them it heeds, and how one who only waits hands them on.
 
 One rule: what whoever started us has set to be ignored (nohup(1), a shell's background) stays ignored, as with ssh.
-Imported by `mux.upstream.service`, `mux.commands.starting`, `sshmuxfs.mount` and `sshmuxfs.cli`.
+Imported by `mux.upstream.service` and `mux.upstream.workers`, the commands that wait, `mux.cli`, `sshmuxfs.mount` and
+`sshmuxfs.cli`.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A terminal's hang-up comes from the kernel, from the shell, and from a parent that hands it on; a person who wants to
+# end the end as well takes longer than they.
+SAME_S: Final = 1.0
 
 
 def heeded() -> list[signal.Signals]:
     """Those of ENDING that are not ignored. SIGTERM is what ends a daemon, and always among them."""
     return [each for each in ENDING if each == signal.SIGTERM or signal.getsignal(each) is not signal.SIG_IGN]
+
+
+def interrupt() -> None:
+    """From now on each of them is a KeyboardInterrupt in the main thread: what was begun is taken back on the way out.
+
+    One that follows at once is the same one, come another way, and does not cut that short.
+    """
+    struck_s = -SAME_S
+
+    def strike(_: int, __: FrameType | None) -> None:
+        nonlocal struck_s
+        now_s = time.monotonic()
+        if now_s - struck_s >= SAME_S:
+            struck_s = now_s
+            raise KeyboardInterrupt
+
+    for each in heeded():
+        signal.signal(each, strike)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """While it lasts, what would end this process waits; what is started meanwhile, in this thread, never hears of it.
+
+    For a program that must not end half-way: a terminal's Ctrl-C is for all that runs in front.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -36,12 +73,12 @@ def noted() -> Iterator[list[signal.Signals]]:
             signal.signal(each, handler)
 
 
-def pass_on(process: int, instead: signal.Signals | None = None) -> list[signal.Signals]:
+def pass_on(process: int) -> list[signal.Signals]:
     """From now on, have the signals that would end this process reach another one instead.
 
-    `process` is a pidfd that stays open; `instead` is sent for each of them if given. Returns the list in which they
-    are noted. For the main thread, which need not look: one of Python's own handlers would run only when that thread
-    returns from whatever it waits in, and so never if the signal came just before the wait.
+    `process` is a pidfd that stays open. Returns the list in which they are noted. For the main thread, which need not
+    look: one of Python's own handlers would run only when that thread returns from whatever it waits in, and so never
+    if the signal came just before the wait.
     """
     noted: list[signal.Signals] = []
     taken = heeded()
@@ -52,7 +89,7 @@ def pass_on(process: int, instead: signal.Signals | None = None) -> list[signal.
             number = signal.Signals(signal.sigwait(taken))
             noted.append(number)
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, instead or number)
+                signal.pidfd_send_signal(process, number)
 
     threading.Thread(target=serve, name="signals", daemon=True).start()
     return noted

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from mux import signals
+from mux import signals, streams
 from mux.errors import ExitCode, SharingError
 from sshmuxfs.options import Help, Options, UsageError, Version, parse
 
@@ -25,23 +25,38 @@ _READY = b"ready"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    streams.open_closed()
     try:
+        signals.interrupt()
         asked = parse(sys.argv[1:] if argv is None else argv)
         if isinstance(asked, Help | Version):
-            print(asked.text)
-            return ExitCode.OK
+            return _tell(asked.text)
         return _mount(asked, lambda: None) if asked.foreground else _in_background(asked)
     except UsageError as error:
         return _refuse(error)
     except KeyboardInterrupt:
-        _say("interrupted")
-        return ExitCode.INTERRUPTED
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    _say("interrupted")
+    return ExitCode.INTERRUPTED
+
+
+def _tell(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read it has had enough
+        streams.give_up()
+        return ExitCode.FAILURE
+    return ExitCode.OK
 
 
 def _say(line: str) -> None:
     try:
         print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads any more
+        streams.give_up()
         logging.getLogger(PROGRAM).warning(line)
 
 
@@ -86,7 +101,7 @@ def _in_background(options: Options) -> int:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             code = _mount(options, lambda: _let_go(writable))
         except KeyboardInterrupt:
-            code = ExitCode.INTERRUPTED
+            code = _interrupted()
         except BaseException:
             logging.exception("the mount failed in a way it should not")
             _say("the mount failed in a way it should not; the log tells more")
@@ -100,7 +115,8 @@ def _in_background(options: Options) -> int:
     with os.fdopen(readable, "rb") as pipe:
         if pipe.read() == _READY:
             return ExitCode.OK
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code  # killed: as a shell tells it
 
 
 def _close_inherited(*, keep: int) -> None:
@@ -115,13 +131,19 @@ def _close_inherited(*, keep: int) -> None:
 
 
 def _let_go(writable: int) -> None:
-    """Tell the waiting parent that the mount works, and leave its terminal."""
+    """Tell the waiting parent that the mount works, and leave its terminal. Raises SharingError when nobody waits."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
-    os.write(writable, _READY)
+    try:
+        os.write(writable, _READY)
+    except BrokenPipeError:
+        # Whoever killed the command takes the mount for failed, and may be removing the place where it was to be.
+        message = "ending: the command was killed before it could tell that the mount works"
+        logging.getLogger(PROGRAM).error(message)
+        raise SharingError(message, ExitCode.INTERRUPTED) from None
     os.close(writable)
 
 

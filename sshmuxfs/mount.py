@@ -83,32 +83,36 @@ def run(
     """Mount at `place`, which was looked at, and serve until unmounted; for `announce` and `warn` see `Plan`.
 
     Raises SharingError for whatever stood in the way. In the foreground it returns when a connection that was started
-    there has ended as well: others may still ride on it.
+    there has ended as well: others may still ride on it. One more signal ends that wait, as KeyboardInterrupt.
     """
     os.chdir("/")
     leashes: list[Leash] = []
     try:
-        with signals.noted() as early:
-            refusal = trio.run(_live, Plan(options, place, approach, announce, warn), leashes, early)
+        with signals.noted() as unheeded:
+            refusal = trio.run(_live, Plan(options, place, approach, announce, warn), leashes, unheeded)
     finally:
         for leash in leashes:
+            leash.let_off()
+            if unheeded:  # while the mount ended: the wait is over before it begins
+                raise KeyboardInterrupt
             leash.wait()
     if refusal is not None:
         raise refusal
 
 
-async def _live(plan: Plan, leashes: list[Leash], early: list[signal.Signals]) -> SharingError | None:
+async def _live(plan: Plan, leashes: list[Leash], unheeded: list[signal.Signals]) -> SharingError | None:
     """Run until the mount is gone; return what stood in the way of it (a nursery would wrap an exception).
 
-    `leashes` gets that of an upstream in the foreground; `early` holds the signals that came before we receive them.
+    `leashes` gets that of an upstream in the foreground; `unheeded` holds the signals that came before we receive them,
+    and in the end those that were received and ended nothing.
     """
     refusal: SharingError | None = None
     with trio.open_signal_receiver(*signals.heeded()) as received:
-        if early:
+        if unheeded:
             return MountError("interrupted", ExitCode.INTERRUPTED)
         async with trio.open_nursery() as nursery:
             mounted: list[Operations] = []
-            nursery.start_soon(_end_on_signals, received, mounted, nursery.cancel_scope, _Flusher(plan.place))
+            nursery.start_soon(_end_on_signal, received, mounted, nursery.cancel_scope, _Flusher(plan.place))
             try:
                 await _serve(plan, nursery, mounted, leashes)
             except trio.Cancelled:
@@ -123,20 +127,21 @@ async def _live(plan: Plan, leashes: list[Leash], early: list[signal.Signals]) -
     return refusal
 
 
-async def _end_on_signals(
+async def _end_on_signal(
     received: AsyncIterator[int], mounted: list[Operations], everything: trio.CancelScope, flusher: _Flusher
 ) -> None:
-    async for number in received:
-        log.info("ending on %s", signal.Signals(number).name)
-        if not mounted:
-            everything.cancel()
-            return
-        until_s = trio.current_time() + SETTLE_S
-        if mounted[0].is_writable:
-            with trio.move_on_after(HAND_OVER_S):
-                await flusher.run(mounted[0])
-        await mounted[0].settle(until_s - trio.current_time())
-        pyfuse3.terminate()
+    """End on the first; what comes after it is not for the mount (see `run`)."""
+    number = await anext(received)
+    log.info("ending on %s", signal.Signals(number).name)
+    if not mounted:
+        everything.cancel()
+        return
+    until_s = trio.current_time() + SETTLE_S
+    if mounted[0].is_writable:
+        with trio.move_on_after(HAND_OVER_S):
+            await flusher.run(mounted[0])
+    await mounted[0].settle(until_s - trio.current_time())
+    pyfuse3.terminate()
 
 
 class _Flusher:
@@ -166,7 +171,7 @@ class _Flusher:
         while True:
             await operations.settled()
             await trio.sleep(_LOOK_S)
-            if not device.poll(0):
+            if not operations.is_writing and not device.poll(0):
                 return
 
     async def _ask(self, program: str) -> None:
@@ -175,6 +180,7 @@ class _Flusher:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # it is not the terminal's to interrupt
         )
         try:
             await asking.wait()
@@ -231,7 +237,8 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
             await operations.settle(SETTLE_S)
         finally:
             _tell_losses(plan, operations)
-            pyfuse3.close(unmount=True)
+            with signals.held_back():  # who is not root is unmounted by a program, which Ctrl-C would reach
+                pyfuse3.close(unmount=True)
     finally:
         link.close()
         # Whoever holds the connection in front waits for its riders, of whom we are none from here on.
@@ -318,7 +325,8 @@ async def _identity(client: Client, options: Options) -> IdentityMap:
 def _mount(operations: Operations, options: Options, place: str) -> None:
     turns.install(pyfuse3)
     try:
-        pyfuse3.init(operations, place, {_AsBytes(each) for each in mount_options(options)})
+        with signals.held_back():  # mounted by a program for who is not root, which hands over the device at last
+            pyfuse3.init(operations, place, {_AsBytes(each) for each in mount_options(options)})
     except RuntimeError as error:
         raise MountError(
             f"the kernel did not take the mount at {place} ({error}); libfuse's own words stand above. "

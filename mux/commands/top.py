@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mux import signals
 from mux.errors import ExitCode, SharingError, printable
 
 from .reach import Reached, reach
@@ -141,12 +143,32 @@ def top(arguments: argparse.Namespace) -> int:
         Console(width=width, highlight=False).print(watch.look())
         return ExitCode.OK
     try:
-        with _keys(), Live(watch.look(), screen=True, auto_refresh=False) as live:
-            while not _quits(_PERIOD_S):
-                live.update(watch.look(), refresh=True)
+        _live(watch)
     except KeyboardInterrupt:  # how it is left
         pass
     return ExitCode.OK
+
+
+def _live(watch: Watch) -> None:
+    """Show it until q, or an interrupt, which comes when nothing is being drawn: a drawing broken off would stay."""
+    shown = watch.look()
+    with signals.held_back(), _keys(), Live(shown, screen=True, auto_refresh=False) as live:
+        while True:
+            with _heard():
+                if _quits(_PERIOD_S):
+                    return
+                shown = watch.look()
+            live.update(shown, refresh=True)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """What is held back is let through."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -161,7 +183,8 @@ def _keys() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _quits(period_s: float) -> bool:

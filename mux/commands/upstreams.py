@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -298,10 +300,26 @@ def mounts(riders: Iterable[Rider]) -> list[Mounted]:
 
 
 def at_the_same_time(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return `work` of each item, in order, from a few threads."""
-    from concurrent.futures import ThreadPoolExecutor
+    """Return `work` of each item, in order, from a few threads; what one of them raises is raised.
 
-    if not items:
-        return []
-    with ThreadPoolExecutor(max_workers=min(_PROBES_AT_ONCE, len(items))) as pool:
-        return list(pool.map(work, items))
+    Who is interrupted waits for none of them, nor does the end of the process.
+    """
+    from concurrent.futures import Future
+
+    answers: list[Future[R]] = [Future() for _ in items]
+    ahead = deque(zip(items, answers, strict=True))
+
+    def serve() -> None:
+        while True:
+            try:
+                item, answer = ahead.popleft()
+            except IndexError:
+                return
+            try:
+                answer.set_result(work(item))
+            except BaseException as error:
+                answer.set_exception(error)
+
+    for _ in range(min(_PROBES_AT_ONCE, len(items))):
+        threading.Thread(target=serve, name="probe", daemon=True).start()
+    return [answer.result() for answer in answers]

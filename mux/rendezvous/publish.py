@@ -20,6 +20,8 @@ import secrets
 import socket
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -73,18 +75,12 @@ class Published:
 def publish(path: str, *, private: bool = False) -> Published:
     """Listen at `path`, mode 0600. Raises Taken when something is there, JoinError when it cannot be done."""
     check_length(path)
-    temporary, listener = _listen_beside(path)
-    try:
+    with _listening_beside(path) as (temporary, listener):
         identity = _identity(temporary)
-        os.link(temporary, path, follow_symlinks=False)
-    except FileExistsError:
-        listener.close()
-        raise Taken(f"something is at {shown(path)} already") from None
-    except OSError as error:
-        listener.close()
-        raise _impossible(path, error) from None
-    finally:
-        _remove(temporary)
+        try:
+            os.link(temporary, path, follow_symlinks=False)
+        except FileExistsError:
+            raise Taken(f"something is at {shown(path)} already") from None
     return Published(path, listener, identity, private)
 
 
@@ -94,16 +90,8 @@ def rehearse(path: str) -> None:
     Does what `publish` does, under another name. That something is at `path` itself is not looked at.
     """
     check_length(path)
-    temporary, listener = _listen_beside(path)
-    second = _beside(path)
-    try:
+    with _listening_beside(path) as (temporary, listener), listener, _name_beside(path) as second:
         os.link(temporary, second, follow_symlinks=False)
-    except OSError as error:
-        raise _impossible(path, error) from None
-    finally:
-        listener.close()
-        _remove(temporary)
-        _remove(second)
 
 
 def check_length(path: str) -> None:
@@ -275,24 +263,43 @@ def _has_name(descriptor: int, path: str) -> bool:
         return False
 
 
-def _listen_beside(path: str) -> tuple[str, socket.socket]:
-    """A listening socket under a temporary name beside `path`."""
-    temporary = _beside(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+@contextmanager
+def _listening_beside(path: str) -> Iterator[tuple[str, socket.socket]]:
+    """A listening socket under a temporary name beside `path`, which goes behind the block; the socket stays.
+
+    When something fails, in the block too, the socket is closed, and what the system refuses is a JoinError.
+    """
+    with _name_beside(path) as temporary:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(temporary)
+            # Nobody can connect before it listens. OpenSSH sets a umask for it, which is the whole process's.
+            os.chmod(temporary, 0o600)
+            listener.listen(BACKLOG)
+            yield temporary, listener
+        except BaseException as error:
+            listener.close()
+            if isinstance(error, OSError):
+                raise _impossible(path, error) from None
+            raise
+
+
+@contextmanager
+def _name_beside(path: str) -> Iterator[str]:
+    """A temporary name beside `path`, under which there is nothing behind the block, whatever ends it.
+
+    Nor is there when Ctrl-C comes on the way into the block or out of it: then this goes on to its end as soon as the
+    exception is dealt with, and with it the frames that hold it.
+    """
+    name = f"{path}.{secrets.token_hex(_SUFFIX_BYTES // 2)}"
     try:
-        listener.bind(temporary)
-        # Nobody can connect before it listens. OpenSSH sets a umask for it, which is the whole process's.
-        os.chmod(temporary, 0o600)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        _remove(temporary)
-        raise _impossible(path, error) from None
-    return temporary, listener
-
-
-def _beside(path: str) -> str:
-    return f"{path}.{secrets.token_hex(_SUFFIX_BYTES // 2)}"
+        yield name
+    finally:
+        try:
+            # Not by a function of ours: Ctrl-C could come where that begins, and the name would stay for ever.
+            os.unlink(name)
+        except FileNotFoundError:
+            pass
 
 
 def _refuses(path: str) -> bool:

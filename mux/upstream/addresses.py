@@ -1,9 +1,10 @@
 """What a host's name stands for, for whoever connects or listens on this side.
 
 One rule: a name whose servers are dead costs one thread for as long as the system's resolver tries, and delays no
-other name: whoever asks for it again shares the answer. What is an address already waits for nothing.
+other name, nor the end of the process: whoever asks for it again shares the answer. What is an address already waits
+for nothing.
 
-Imported by `targets.py` and `listeners.py`.
+Imported by `connect.py`, `targets.py` and `listeners.py`.
 """
 
 from __future__ import annotations

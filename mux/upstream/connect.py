@@ -14,10 +14,11 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from mux.errors import ExitCode, SharingError, printable
 
+from .addresses import Address, addresses
 from .programs import Program
 from .settings import Settings
 
@@ -133,16 +134,21 @@ async def _reach(settings: Settings) -> socket.socket:
 
 
 async def _attempt(settings: Settings) -> socket.socket:
-    """Try one address after the other. Raises the last one's `OSError`, `TimeoutError` when ConnectTimeout is over."""
-    async with asyncio.timeout(settings.connect_timeout_s):
-        addresses = await _resolve(settings.hostname, settings.port, settings.address_family)
-        failure: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
-        for family, kind, protocol, _, address in addresses:
-            sock = socket.socket(family, kind, protocol)
+    """Try one address after the other. Raises the last one's `OSError`, `TimeoutError` when ConnectTimeout is over.
+
+    ConnectTimeout is for all of it, with the name, which is not asked for again: that is a `SharingError`.
+    """
+    loop = asyncio.get_running_loop()
+    until = None if settings.connect_timeout_s is None else loop.time() + settings.connect_timeout_s
+    found = await _resolve(settings.hostname, settings.port, settings.address_family, until)
+    failure: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
+    async with asyncio.timeout_at(until):
+        for family, address in found:
+            sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
-                await _prepare(sock, settings)
-                await asyncio.get_running_loop().sock_connect(sock, address)
+                await _prepare(sock, settings, until)
+                await loop.sock_connect(sock, address)
                 return sock
             except OSError as error:
                 sock.close()
@@ -153,21 +159,26 @@ async def _attempt(settings: Settings) -> socket.socket:
     raise failure
 
 
-async def _resolve(host: str, port: int, family: int) -> Sequence[tuple[Any, ...]]:
-    loop = asyncio.get_running_loop()
+async def _resolve(host: str, port: int, family: int, until: float | None) -> list[Address]:
+    """The addresses of a name, by `until` on the loop's clock. Raises `SharingError` (UNREACHABLE)."""
+    last = asyncio.get_running_loop().time() + RESOLVE_DEADLINE_S
     try:
-        async with asyncio.timeout(RESOLVE_DEADLINE_S):
-            return await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        said = error.strerror if isinstance(error, socket.gaierror) else "not a name"
-        raise SharingError(
-            f"could not resolve hostname {printable(host)}: {said}",
-            ExitCode.UNREACHABLE,
-            hint="the name is the one of HostName, after the configuration",
-        ) from None
+        async with asyncio.timeout_at(last if until is None else min(until, last)):
+            return await addresses(host, port, family=family)
+    except socket.gaierror as error:
+        said = error.strerror
+    except TimeoutError:
+        said = "no answer in time"
+    except UnicodeError:
+        said = "not a name"
+    raise SharingError(
+        f"could not resolve hostname {printable(host)}: {said}",
+        ExitCode.UNREACHABLE,
+        hint="the name is the one of HostName, after the configuration",
+    )
 
 
-async def _prepare(sock: socket.socket, settings: Settings) -> None:
+async def _prepare(sock: socket.socket, settings: Settings, until: float | None) -> None:
     """Set what has to be set before a connection is made."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
@@ -178,8 +189,8 @@ async def _prepare(sock: socket.socket, settings: Settings) -> None:
         else:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, service)
     if settings.bind_address is not None:
-        found = await _resolve(settings.bind_address, 0, sock.family)
-        sock.bind(found[0][4])
+        found = await _resolve(settings.bind_address, 0, sock.family, until)
+        sock.bind(found[0][1])
     elif settings.bind_interface is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(settings.bind_interface))
 

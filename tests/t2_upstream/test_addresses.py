@@ -1,23 +1,31 @@
-"""Names of hosts: what is known already waits for nothing, and a name that nobody answers for delays no other."""
+"""Names of hosts: what is known waits for nothing; a name that nobody answers for delays no other, and no end."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mux.errors import ConnectionLost
+from mux.errors import ConnectionLost, ExitCode
 from mux.upstream import addresses, targets
 from mux.upstream.listeners import listen_tcp
 from mux.upstream.workers import Workers
+from tests.support import processes
+from tests.support.sshd import HOST, Sshd
 
-from .riding import eventually
+from .riding import DEADLINE_S, eventually
 
 DEAD = "dead.invalid"
+DEAF_RESOLVER = Path(__file__).with_name("deaf_resolver.py")
 
 
 class Lookups:
@@ -100,3 +108,27 @@ def test_the_end_waits_for_no_name(lookups: Lookups) -> None:
     asyncio.run(main())
     assert lookups.asked == [DEAD]
     assert not lookups.over.is_set() and not addresses._ASKED
+
+
+@pytest.mark.parametrize("ending", ["ConnectTimeout", "Ctrl-C"])
+def test_a_login_waits_no_longer_for_a_name_than_it_is_to(sshd: Sshd, tmp_path: Path, ending: str) -> None:
+    """A resolver that gives up by itself only long after the test would, with everything that is real about it."""
+    before = set(os.listdir(sshd.control_dir))
+    namespaces = ["unshare", "--mount", "--net", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    options = ["-o", f"HostName={DEAD}", *(["-o", "ConnectTimeout=1"] if ending == "ConnectTimeout" else [])]
+    command = [sys.executable, "-m", "mux", "start", "-F", str(sshd.ssh_config), *options, HOST]
+    with processes.running(
+        [*namespaces, sys.executable, str(DEAF_RESOLVER), str(tmp_path), *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=sshd.environment(), start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == b"asked\n"
+        if ending == "Ctrl-C":
+            os.killpg(process.pid, signal.SIGINT)
+        # Nobody has their end of these pipes any more: the upstream process has ended as well.
+        shown, said = process.communicate(timeout=DEADLINE_S)
+    if ending == "Ctrl-C":
+        assert (shown, said, process.returncode) == (b"", b"", ExitCode.INTERRUPTED)
+    else:
+        text = b"sshmux: could not resolve hostname dead.invalid: no answer in time"
+        assert (shown, said.splitlines()[0], process.returncode) == (b"", text, ExitCode.UNREACHABLE)
+    assert set(os.listdir(sshd.control_dir)) == before

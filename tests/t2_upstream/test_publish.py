@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -124,6 +127,31 @@ def test_a_rehearsal_leaves_nothing_and_needs_no_room(directory: Path) -> None:
     rehearse(str(directory / "c"))
     assert os.listdir(directory) == ["c"]
     (directory / "c").unlink()
+
+
+def test_an_interrupt_leaves_nothing_wherever_it_comes(directory: Path) -> None:
+    """After each call into the system, which is where Python takes notice of Ctrl-C."""
+    for calls in itertools.count(1):
+        left = calls
+
+        def interrupt(_: FrameType, event: str, __: object) -> None:
+            nonlocal left
+            left -= event == "c_return"
+            if not left:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            rehearse(str(directory / "c"))
+        except KeyboardInterrupt:
+            pass
+        else:
+            assert calls > 8  # to make, bind, open up, listen, link, close; to remove two names
+            break
+        finally:
+            sys.setprofile(None)
+        assert os.listdir(directory) == []
 
 
 def test_no_directory(directory: Path) -> None:

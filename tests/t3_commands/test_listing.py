@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.support import processes
 from tests.support.master import Master
 from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
-from tests.t3_commands.command import OK, rider, rows, sshmux
+from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, rider, rows, sshmux
 
 
 def listed(sshd: Sshd, *arguments: str) -> dict[str, dict[str, Any]]:
@@ -188,3 +189,28 @@ def test_it_imports_no_event_loop_and_no_rich(sshd: Sshd, master: Master) -> Non
             check=True,
         )
         assert done.stdout.splitlines()[-1] == "[]"
+
+
+FROZEN = """
+import os, threading
+from mux.commands.upstreams import at_the_same_time
+
+def ask(one):
+    if one:
+        os.write(1, b"asked\\n")  # a print would hold stdout, maybe for ever
+        threading.Event().wait()
+
+try:
+    at_the_same_time(ask, [False, True])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_who_is_interrupted_waits_for_nobody_who_is_frozen() -> None:
+    command = [sys.executable, "-c", FROZEN]
+    with processes.running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=COMMAND_DEADLINE_S) == (b"interrupted\n", b"")
+        assert process.returncode == OK

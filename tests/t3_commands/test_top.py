@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,9 @@ from tests.support.master import Master
 from tests.support.sshd import HOST
 from tests.support.upstream import Upstream
 from tests.t3_commands.command import COMMAND_DEADLINE_S, OK, SSH_FAILED, about, read_terminal, rider, sshmux
+
+# The cursor is shown again, on the screen from before.
+BACK = b"\x1b[?25h\x1b[?1049l"
 
 
 def test_rates() -> None:
@@ -69,48 +74,89 @@ def test_nothing_to_watch(holder: Master) -> None:
 
 
 @contextmanager
-def at_a_terminal(holder: Master) -> Iterator[tuple[int, subprocess.Popen[bytes], list[Any]]]:
-    """`sshmux top` on a terminal of its own: its other end, the process, and the modes from before it."""
+def at_a_terminal(
+    holder: Master, *, stderr: Path | None = None, hangup: signal.Handlers = signal.SIG_DFL
+) -> Iterator[tuple[int, subprocess.Popen[bytes], list[Any]]]:
+    """`sshmux top` on a terminal of its own: its other end, the process, and the modes from before it.
+
+    The other end may be closed in the block. `hangup`: what SIGHUP does to it at first.
+    """
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, hangup)
+
     near, far = pty.openpty()
     modes = termios.tcgetattr(near)
     fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     command = [sys.executable, "-m", "mux", "top", "-F", str(holder.config), "-S", holder.control_path, HOST]
     environment = {**holder.sshd.environment(), "TERM": "xterm"}
-    process = subprocess.Popen(
-        command, stdin=far, stdout=far, stderr=far, env=environment, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    try:
-        yield near, process, modes
-    finally:
-        process.kill()
-        process.wait()
-        os.close(near)
+    with ExitStack() as stack:
+        error = far if stderr is None else stack.enter_context(stderr.open("wb"))
+        process = subprocess.Popen(
+            command, stdin=far, stdout=far, stderr=error, env=environment, start_new_session=True,
+            preexec_fn=take_terminal,
+        )  # fmt: skip
         os.close(far)
+        try:
+            yield near, process, modes
+        finally:
+            process.kill()
+            process.wait()
+            with suppress(OSError):
+                os.close(near)
+
+
+def read_until(terminal: int, wanted: bytes, times: int = 1) -> bytes:
+    """What is shown up to these bytes."""
+    shown = b""
+    while shown.count(wanted) < times:
+        more = read_terminal(terminal)
+        assert more, shown
+        shown += more
+    return shown
 
 
 @pytest.mark.parametrize("key", [b"q", b"Q", b"\x03"])
 def test_at_a_terminal_until_a_key(holder: Master, key: bytes) -> None:
     with rider(holder) as riding, at_a_terminal(holder) as (terminal, process, before):
-        shown = b""
-        while shown.count(str(riding.pid).encode()) < 2:  # drawn, and drawn again
-            shown += read_terminal(terminal)
+        shown = read_until(terminal, str(riding.pid).encode(), 2)  # drawn, and drawn again
         assert b"\x1b[?1049h" in shown  # the other screen
         os.write(terminal, key)
-        rest = b""
-        while b"\x1b[?1049l" not in rest:  # and back
-            rest += read_terminal(terminal)
+        rest = read_until(terminal, BACK)
         assert process.wait(COMMAND_DEADLINE_S) == OK
         assert b"Traceback" not in rest
         assert termios.tcgetattr(terminal) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(holder: Master, number: signal.Signals) -> None:
+    with at_a_terminal(holder) as (terminal, process, before):
+        read_until(terminal, f"{kind_of(holder)} {holder.pid}".encode())
+        assert termios.tcgetattr(terminal) != before
+        process.send_signal(number)
+        process.send_signal(signal.SIGINT)  # impatience
+        rest = read_until(terminal, BACK)
+        assert process.wait(COMMAND_DEADLINE_S) == OK
+        assert b"Traceback" not in rest
+        assert termios.tcgetattr(terminal) == before
+
+
+@pytest.mark.parametrize("hangup", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_terminal_that_goes_away(holder: Master, hangup: signal.Handlers, tmp_path: Path) -> None:
+    """Also under nohup(1): there is nothing to be said any more, and nobody to say it to."""
+    said = tmp_path / "stderr"
+    with at_a_terminal(holder, stderr=said, hangup=hangup) as (terminal, process, _):
+        read_until(terminal, f"{kind_of(holder)} {holder.pid}".encode())
+        os.close(terminal)
+        # The latter if it was about to write.
+        assert process.wait(COMMAND_DEADLINE_S) in (OK, SSH_FAILED)
+    assert said.read_text() == ""
+
+
 def test_at_a_terminal_until_the_connection_ends(holder: Master) -> None:
     with at_a_terminal(holder) as (terminal, process, _):
-        shown = b""
-        while f"{kind_of(holder)} {holder.pid}".encode() not in shown:
-            shown += read_terminal(terminal)
+        read_until(terminal, f"{kind_of(holder)} {holder.pid}".encode())
         holder.exit()
-        while b"sshmux: " not in shown:
-            shown += read_terminal(terminal)
+        read_until(terminal, b"sshmux: ")
         assert process.wait(COMMAND_DEADLINE_S) == SSH_FAILED

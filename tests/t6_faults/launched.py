@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,15 +32,20 @@ class Launched:
         options: Sequence[str] = (),
         foreground: bool = False,
         path: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        script: str | None = None,
     ) -> None:
-        """`path` is searched for programs before all others."""
+        """`path` is searched for programs before all others; `script` is Python that runs in place of the command."""
         environment = sshd.environment()
         if path is not None:
             environment["PATH"] = f"{path}:{environment['PATH']}"
         self.place = place
+        command = arguments(sshd, directory, place, control_path, options, foreground)
+        if script is not None:
+            command = [sys.executable, "-c", script, *command[len(SSHMUXFS) :]]
         self.process = subprocess.Popen(
-            arguments(sshd, directory, place, control_path, options, foreground),
-            stdin=subprocess.DEVNULL,
+            command,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

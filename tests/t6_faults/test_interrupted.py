@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shlex
@@ -10,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +23,7 @@ from mux.errors import ExitCode
 from tests.support import mounts, processes
 from tests.support.master import Master
 from tests.support.mounted import SSHMUXFS, Mount
-from tests.support.sshd import Sshd, program
+from tests.support.sshd import HOST, Sshd, program
 from tests.support.waiting import wait_until
 from tests.t6_faults.faults import await_path, await_reached, fill, make, outcome, read, server_option
 from tests.t6_faults.launched import END_S, Launched, arguments, servers, unmounted_after
@@ -45,6 +47,20 @@ trio.open_signal_receiver = struck
 from sshmuxfs.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+# The command, struck when it mounts or unmounts (FUNCTION), and with it a program that it runs then: as by Ctrl-C in a
+# terminal while libfuse's fusermount3 works for it.
+STRUCK_AT_THE_MOUNT = """
+import signal, subprocess, sys, pyfuse3
+whole = pyfuse3.FUNCTION
+def struck(*arguments, **named):
+    subprocess.run(["/bin/sh", "-c", "kill -INT $$; echo whole"])
+    signal.raise_signal(signal.SIGINT)
+    whole(*arguments, **named)
+pyfuse3.FUNCTION = struck
+from sshmuxfs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+ENDING = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 BOTH = pytest.mark.parametrize("foreground", [True, False])
 
 
@@ -57,9 +73,9 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def interrupt(launched: Launched) -> None:
-    """Ctrl-C, and what has to be the case then."""
-    launched.signal(signal.SIGINT)
+def interrupt(launched: Launched, number: signal.Signals = signal.SIGINT) -> None:
+    """Ctrl-C (or what else ends a process), and what has to be the case then."""
+    launched.signal(number)
     assert launched.end() == ExitCode.INTERRUPTED, launched.output
     assert mounts.mounted_at(launched.place) is None
     assert "Traceback" not in launched.output
@@ -89,20 +105,137 @@ def test_while_the_master_does_not_answer(sshd: Sshd, place: Path, foreground: b
         interrupt(launched)
 
 
+class Slow:
+    """A program to be found in PATH, which does nothing until it is told to go on, and then what it is for.
+
+    programs   the directory to put into PATH
+    """
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.programs = directory / "bin"
+        self.programs.mkdir()
+        self._begun, self._went_on, gate = (directory / each for each in ("begun", "went-on", "gate"))
+        os.mkfifo(gate)
+        self._gate = os.open(gate, os.O_RDWR)
+        script = self.programs / name
+        script.write_text(
+            f'#!/bin/sh\n: >{self._begun}\nread _ <{gate}\n: >{self._went_on}\nexec {program(name)} "$@"\n'
+        )
+        script.chmod(0o755)
+
+    def await_begun(self) -> None:
+        await_path(self._begun)
+
+    def go_on(self) -> None:
+        os.write(self._gate, b"\n")
+
+    @property
+    def went_on(self) -> bool:
+        return self._went_on.exists()
+
+    def close(self) -> None:
+        os.close(self._gate)
+
+
+@pytest.fixture
+def make_slow(stack: ExitStack, tmp_path: Path) -> Callable[[str], Slow]:
+    """`make_slow(name)`."""
+
+    def make(name: str) -> Slow:
+        slow = Slow(name, tmp_path)
+        stack.callback(slow.close)
+        return slow
+
+    return make
+
+
+@pytest.fixture
+def slow_ssh(make_slow: Callable[[str], Slow]) -> Slow:
+    return make_slow("ssh")
+
+
 @BOTH
-def test_while_ssh_is_asked(sshd: Sshd, place: Path, tmp_path: Path, foreground: bool) -> None:
-    """`ssh -G`, which reads its configuration from a file that never comes."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    reached = tmp_path / "asked"
-    script = programs / "ssh"
-    script.write_text(f"#!/bin/sh\n: >{shlex.quote(str(reached))}\nexec sleep 60\n")
-    script.chmod(0o755)
+@ENDING
+def test_while_ssh_is_asked(sshd: Sshd, place: Path, slow_ssh: Slow, foreground: bool, number: signal.Signals) -> None:
+    """`ssh -G`, which reads its configuration from a file that never comes, and ends with the command."""
     with Launched(
-        sshd, sshd.root, place, control_path=tmp_path / "none", foreground=foreground, path=programs
+        sshd, sshd.root, place, control_path="none", foreground=foreground, path=slow_ssh.programs
     ) as launched:
-        await_path(reached)
-        interrupt(launched)
+        slow_ssh.await_begun()
+        interrupt(launched, number)
+        assert launched.output == "sshmuxfs: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_alone(sshd: Sshd, place: Path, slow_ssh: Slow, number: signal.Signals) -> None:
+    """Not its background half, which is told."""
+    with Launched(sshd, sshd.root, place, control_path="none", path=slow_ssh.programs) as launched:
+        slow_ssh.await_begun()
+        launched.process.send_signal(number)
+        assert (launched.end(), launched.output) == (ExitCode.INTERRUPTED, "sshmuxfs: interrupted\n")
+
+
+@BOTH
+@ENDING
+def test_while_a_password_is_read(sshd: Sshd, place: Path, foreground: bool, number: signal.Signals) -> None:
+    """From a pipe in which none comes."""
+    reading, writing = os.pipe()
+    try:
+        with Launched(
+            sshd,
+            sshd.root,
+            place,
+            control_path="none",
+            options=["password_stdin"],
+            foreground=foreground,
+            stdin=reading,
+        ) as launched:
+            os.write(writing, b"begun")
+            wait_until(lambda: pending(reading) == 0, "the password to be read")
+            interrupt(launched, number)
+            assert launched.output == "sshmuxfs: interrupted\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def pending(pipe: int) -> int:
+    """How many bytes are in it."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_the_background_half_is_killed(sshd: Sshd, place: Path, slow_ssh: Slow) -> None:
+    """What comes of it is told as a shell would."""
+    with Launched(sshd, sshd.root, place, control_path="none", path=slow_ssh.programs) as launched:
+        slow_ssh.await_begun()
+        (half,) = [each for each in servers(place) if each.pid != launched.process.pid]
+        processes.send_signal(half, signal.SIGKILL)
+        assert launched.end() == 128 + signal.SIGKILL
+        slow_ssh.go_on()
+
+
+def test_the_command_is_killed(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, tmp_path: Path, slow_ssh: Slow
+) -> None:
+    """Before it could tell that the mount works: there is none, and the log says why."""
+    log = tmp_path / "log"
+    with Launched(
+        sshd,
+        remote_dir,
+        place,
+        control_path=shared_master.control_path,
+        options=[f"log_file={log}"],
+        path=slow_ssh.programs,
+    ) as launched:
+        slow_ssh.await_begun()
+        launched.process.kill()
+        launched.process.wait()
+        slow_ssh.go_on()
+        launched.end()
+        wait_until(lambda: not servers(place), "the background half to end")
+    assert mounts.mounted_at(place) is None
+    assert "the command was killed before it could tell" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 @BOTH
@@ -156,17 +289,90 @@ def test_at_many_moments(sshd: Sshd, shared_master: Master, remote_dir: Path, pl
 
 def test_before_the_loop_receives_signals(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
     """One that comes before is heeded as any other."""
-    said = arguments(sshd, remote_dir, place, shared_master.control_path, foreground=True)[len(SSHMUXFS) :]
-    struck = subprocess.run(
-        [sys.executable, "-c", STRUCK_AT_ONCE, *said],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=END_S,
-        env=sshd.environment(),
-    )
-    assert (struck.returncode, struck.stdout) == (ExitCode.INTERRUPTED, "sshmuxfs: interrupted\n")
+    with Launched(
+        sshd,
+        remote_dir,
+        place,
+        control_path=shared_master.control_path,
+        foreground=True,
+        script=STRUCK_AT_ONCE,
+    ) as launched:
+        assert (launched.end(), launched.output) == (ExitCode.INTERRUPTED, "sshmuxfs: interrupted\n")
+    assert mounts.mounted_at(place) is None
+
+
+@pytest.mark.parametrize("function", ["init", "close"])
+def test_while_it_is_mounted_or_unmounted(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, function: str
+) -> None:
+    """What works for it then is not struck; the command heeds it as soon as that has been done."""
+    with Launched(
+        sshd,
+        remote_dir,
+        place,
+        control_path=shared_master.control_path,
+        foreground=True,
+        script=STRUCK_AT_THE_MOUNT.replace("FUNCTION", function),
+    ) as launched:
+        if function == "close":
+            wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
+            launched.process.terminate()
+        assert launched.end() == ExitCode.OK
+    assert "whole\n" in launched.output
+    assert f"ending on {'SIGINT' if function == 'init' else 'SIGTERM'}\n" in launched.output
+    assert mounts.mounted_at(place) is None
+
+
+def test_a_second_one_while_the_kernel_hands_over(
+    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, make_slow: Callable[[str], Slow]
+) -> None:
+    """What asks it to is not for the terminal to interrupt."""
+    sync = make_slow("sync")
+    with Launched(
+        sshd,
+        remote_dir,
+        place,
+        control_path=shared_master.control_path,
+        foreground=True,
+        path=sync.programs,
+    ) as launched:
+        wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
+        open_for_writing = ["/bin/sh", "-c", 'exec >"$0"; echo here >&2; read _', str(place / "file")]
+        with processes.running(open_for_writing, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
+            assert writer.stderr is not None and writer.stderr.readline() == b"here\n"
+            launched.signal(signal.SIGINT)
+            sync.await_begun()
+            launched.signal(signal.SIGINT)
+            sync.go_on()
+            assert launched.end() == ExitCode.OK
+    assert sync.went_on
+    assert mounts.mounted_at(place) is None
+
+
+def test_a_second_one_while_the_mount_ends(sshd: Sshd, remote_dir: Path, place: Path) -> None:
+    """It ends the wait for those who ride on a connection that was started in front, as it would a moment later."""
+    path = sshd.control_dir / "in front"
+    with Launched(
+        sshd,
+        remote_dir,
+        place,
+        control_path=path,
+        foreground=True,
+        script=STRUCK_AT_THE_MOUNT.replace("FUNCTION", "close"),
+    ) as launched:
+        wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
+        with processes.running(
+            [program("ssh"), "-F", str(sshd.ssh_config), "-S", str(path), HOST, "echo here; cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as rider:
+            assert rider.stdout is not None and rider.stdout.readline() == b"here\n"
+            launched.process.terminate()
+            assert launched.process.wait(END_S) == ExitCode.INTERRUPTED
+            assert rider.poll() is None
+            rider.communicate(timeout=END_S)
+        launched.end()
+        assert launched.output.count("sshmuxfs: interrupted\n") == 1
     assert mounts.mounted_at(place) is None
 
 
@@ -231,6 +437,37 @@ def test_a_pipeline_returns(sshd: Sshd, shared_master: Master, remote_dir: Path,
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert mounts.mounted_at(place) is not None
+
+
+def test_nobody_reads(sshd: Sshd) -> None:
+    """Help and complaints that have no reader any more: no further words, and the exit code is the command's own."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        unheard = subprocess.run(
+            [*SSHMUXFS, "--nonsense"], stdout=subprocess.PIPE, stderr=writing, env=sshd.environment(), timeout=END_S
+        )
+        unread = subprocess.run(
+            [*SSHMUXFS, "--help"], stdout=writing, stderr=subprocess.PIPE, env=sshd.environment(), timeout=END_S
+        )
+    finally:
+        os.close(writing)
+    assert (unheard.returncode, unheard.stdout) == (ExitCode.USAGE, b"")
+    assert (unread.returncode, unread.stderr) == (ExitCode.FAILURE, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, closed: str) -> None:
+    """The command returns, and its daemon holds /dev/null three times, whatever it was started without."""
+    command = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh"]
+    command += arguments(sshd, remote_dir, place, shared_master.control_path)
+    done = subprocess.run(command, env=sshd.environment(), timeout=END_S, capture_output=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert mounts.mounted_at(place) is not None
+    (server,) = servers(place)
+    assert [os.readlink(f"/proc/{server.pid}/fd/{number}") for number in (0, 1, 2)] == ["/dev/null"] * 3
+    (remote_dir / "file").write_bytes(b"there")
+    assert outcome(read, place / "file") == b"there"
 
 
 def test_a_terminal_is_let_go(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
