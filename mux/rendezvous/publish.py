@@ -298,7 +298,7 @@ def _name_beside(path: str) -> Iterator[str]:
         try:
             # Not by a function of ours: Ctrl-C could come where that begins, and the name would stay for ever.
             os.unlink(name)
-        except FileNotFoundError:
+        except OSError:  # there was nothing made, and why is told by whoever tried
             pass
 
 

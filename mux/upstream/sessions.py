@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from mux.errors import WireError, printable
@@ -226,7 +227,8 @@ class Session(Stream):
         except TimeoutError:
             return
         if self._modes != NO_MODES:
-            self._terminal = _duplicate(stdin)
+            with suppress(OSError):  # out of descriptors: this terminal stays as large as it is
+                self._terminal = os.dup(stdin)
 
     def _ask(self, channel: LiveChannel) -> None:
         if self._x11 is not None:
@@ -380,13 +382,6 @@ class Session(Stream):
         self._own_bytes -= own
         if self.channel is not None:
             self.channel.consumed(count - own)
-
-
-def _duplicate(descriptor: int) -> int | None:
-    try:
-        return os.dup(descriptor)
-    except OSError:  # out of them: this terminal stays as large as it is
-        return None
 
 
 def _nothing() -> None:

@@ -161,6 +161,15 @@ def test_no_directory(directory: Path) -> None:
         assert f"mkdir -p -m 700 {directory}/none" in caught.value.hint
 
 
+def test_a_directory_that_is_none(directory: Path) -> None:
+    file = directory / "file"
+    file.touch()
+    for attempt in (rehearse, publish):
+        with pytest.raises(JoinError, match="Not a directory"):
+            attempt(str(file / "c"))
+    file.unlink()
+
+
 def test_a_file_system_without_sockets() -> None:
     with pytest.raises(JoinError, match="no socket can be made at /proc/self/c"):
         rehearse("/proc/self/c")

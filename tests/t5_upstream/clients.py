@@ -197,3 +197,16 @@ def descriptors_of(pid: int) -> list[str]:
 
 def threads_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
+
+
+@contextmanager
+def witness(clients: Clients) -> Iterator[None]:
+    """A session that goes on, whatever others do."""
+    with clients.started(HOST, "cat; exit 6") as process:
+        yield
+        assert clients.ssh(HOST, "exit 3").returncode == 3
+        say(process, b"still here\n")
+        assert line_of(process) == b"still here"
+        assert process.stdin is not None
+        process.stdin.close()
+        assert ended(process) == 6

@@ -16,7 +16,7 @@ from tests.support.master import Master
 from tests.support.ports import free_port
 from tests.support.sshd import HOST, Sshd
 from tests.support.waiting import wait_until
-from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, line_of, say
+from tests.t5_upstream.clients import NOT_JOINED, SSH_FAILED, Clients, ended, witness
 from tests.t5_upstream.kinds import ours_only
 from tests.t5_upstream.raw import Hangup, Raw
 from tests.t5_upstream.sockets import Server, connected, echoes, read_all, refused, socks4, socks5
@@ -293,19 +293,6 @@ def test_34_dynamic(clients: Clients) -> None:
 def own(make_sshd: Callable[..., Sshd], make_holder: Callable[..., Master]) -> Clients:
     """Of a connection that a test may lose."""
     return Clients.of(make_holder(make_sshd()))
-
-
-@contextmanager
-def witness(clients: Clients) -> Iterator[None]:
-    """A session that goes on, whatever others do."""
-    with clients.started(HOST, "cat; exit 6") as process:
-        yield
-        assert clients.ssh(HOST, "exit 3").returncode == 3
-        say(process, b"still here\n")
-        assert line_of(process) == b"still here"
-        assert process.stdin is not None
-        process.stdin.close()
-        assert ended(process) == 6
 
 
 @pytest.mark.parametrize("name", [b"a\0b", b"\0", b"caf\xe9.invalid"])
