@@ -15,6 +15,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     with unmounted_after(path):
         yield path
+
+
+@pytest.fixture
+def launch(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> Callable[..., Launched]:
+    """Starts the command for a directory of the server, over a master that is there."""
+    return partial(Launched, sshd, remote_dir, place, control_path=shared_master.control_path)
 
 
 def interrupt(launched: Launched, number: signal.Signals = signal.SIGINT) -> None:
@@ -214,19 +221,10 @@ def test_the_background_half_is_killed(sshd: Sshd, place: Path, slow_ssh: Slow) 
         slow_ssh.go_on()
 
 
-def test_the_command_is_killed(
-    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, tmp_path: Path, slow_ssh: Slow
-) -> None:
+def test_the_command_is_killed(launch: Callable[..., Launched], place: Path, tmp_path: Path, slow_ssh: Slow) -> None:
     """Before it could tell that the mount works: there is none, and the log says why."""
     log = tmp_path / "log"
-    with Launched(
-        sshd,
-        remote_dir,
-        place,
-        control_path=shared_master.control_path,
-        options=[f"log_file={log}"],
-        path=slow_ssh.programs,
-    ) as launched:
+    with launch(options=[f"log_file={log}"], path=slow_ssh.programs) as launched:
         slow_ssh.await_begun()
         launched.process.kill()
         launched.process.wait()
@@ -261,59 +259,37 @@ def test_while_the_server_does_not_answer(
 
 
 @BOTH
-def test_right_after_the_mount(
-    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, foreground: bool
-) -> None:
+def test_right_after_the_mount(launch: Callable[..., Launched], place: Path, foreground: bool) -> None:
     """In front, it ends the mount; in the background the mount is there, and all right, or it is not there."""
     for _ in range(5):
-        with Launched(
-            sshd, remote_dir, place, control_path=shared_master.control_path, foreground=foreground
-        ) as launched:
+        with launch(foreground=foreground) as launched:
             wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
             launched.signal(signal.SIGINT)
             check_ended(launched, foreground)
 
 
 @BOTH
-def test_at_many_moments(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, foreground: bool) -> None:
+def test_at_many_moments(launch: Callable[..., Launched], foreground: bool) -> None:
     """Whenever it comes: all of a mount, or nothing."""
     for moment in range(12):
-        with Launched(
-            sshd, remote_dir, place, control_path=shared_master.control_path, foreground=foreground
-        ) as launched:
+        with launch(foreground=foreground) as launched:
             # Not an event that is awaited: any moment is as good as any other.
             time.sleep(moment * 0.04)
             launched.signal(signal.SIGINT)
             check_ended(launched, foreground)
 
 
-def test_before_the_loop_receives_signals(sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path) -> None:
+def test_before_the_loop_receives_signals(launch: Callable[..., Launched], place: Path) -> None:
     """One that comes before is heeded as any other."""
-    with Launched(
-        sshd,
-        remote_dir,
-        place,
-        control_path=shared_master.control_path,
-        foreground=True,
-        script=STRUCK_AT_ONCE,
-    ) as launched:
+    with launch(foreground=True, script=STRUCK_AT_ONCE) as launched:
         assert (launched.end(), launched.output) == (ExitCode.INTERRUPTED, "sshmuxfs: interrupted\n")
     assert mounts.mounted_at(place) is None
 
 
 @pytest.mark.parametrize("function", ["init", "close"])
-def test_while_it_is_mounted_or_unmounted(
-    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, function: str
-) -> None:
+def test_while_it_is_mounted_or_unmounted(launch: Callable[..., Launched], place: Path, function: str) -> None:
     """What works for it then is not struck; the command heeds it as soon as that has been done."""
-    with Launched(
-        sshd,
-        remote_dir,
-        place,
-        control_path=shared_master.control_path,
-        foreground=True,
-        script=STRUCK_AT_THE_MOUNT.replace("FUNCTION", function),
-    ) as launched:
+    with launch(foreground=True, script=STRUCK_AT_THE_MOUNT.replace("FUNCTION", function)) as launched:
         if function == "close":
             wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
             launched.process.terminate()
@@ -324,18 +300,11 @@ def test_while_it_is_mounted_or_unmounted(
 
 
 def test_a_second_one_while_the_kernel_hands_over(
-    sshd: Sshd, shared_master: Master, remote_dir: Path, place: Path, make_slow: Callable[[str], Slow]
+    launch: Callable[..., Launched], place: Path, make_slow: Callable[[str], Slow]
 ) -> None:
     """What asks it to is not for the terminal to interrupt."""
     sync = make_slow("sync")
-    with Launched(
-        sshd,
-        remote_dir,
-        place,
-        control_path=shared_master.control_path,
-        foreground=True,
-        path=sync.programs,
-    ) as launched:
+    with launch(foreground=True, path=sync.programs) as launched:
         wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
         open_for_writing = ["/bin/sh", "-c", 'exec >"$0"; echo here >&2; read _', str(place / "file")]
         with processes.running(open_for_writing, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
