@@ -6,7 +6,7 @@ _sshmuxfs_own_options='
     allow_other allow_root default_permissions uid= gid= umask= idmap= contain_symlinks no_contain_symlinks
     transform_symlinks follow_symlinks disable_hardlink attr_timeout= entry_timeout= negative_timeout= dir_cache=
     dcache_timeout= dcache_stat_timeout= dcache_link_timeout= dcache_dir_timeout= dcache_max_size= max_read=
-    max_write= direct_io sshfs_sync no_readahead sftp_server= deadline= reconnect debug log_file= log_level=
+    max_write= direct_io no_direct_io sshfs_sync no_readahead sftp_server= deadline= reconnect debug log_file= log_level=
 '
 _sshmuxfs_ssh_options='
     AddKeysToAgent= AddressFamily= AFSTokenPassing= BatchMode= BindAddress= BindInterface= CanonicalDomains=

@@ -33,6 +33,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
+from sshmuxfs import pages
 from sshmuxfs.diagnosis import diagnose_write
 from sshmuxfs.errors import boundary, errno_of
 from sshmuxfs.io.files import OpenFile, files_of, grown, invalidate_reads, submit_writes
@@ -49,15 +50,16 @@ from sshmuxfs.tree.symlinks import SymlinkPolicy, target_for_kernel
 BLOCK_SIZE_BYTES = 128 * 1024
 # df asks once, a desktop every second; the figure moves slowly.
 STATVFS_LIFE_S = 2.0
-# Version 3 tells whole seconds: a file changed within the last two may change again without showing it.
-SETTLED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Manners:
-    """Options that shape single operations."""
+    """Options that shape single operations.
 
-    direct_io: bool = False
+    `direct_io`: whether files do without the kernel's pages; None leaves it to each open.
+    """
+
+    direct_io: bool | None = None
     sync_writes: bool = False
     hard_links: bool = True
 
@@ -232,25 +234,24 @@ class Operations(pyfuse3.Operations):
         self._next_handle += 1
         return self._next_handle
 
-    def _file_info(self, file: OpenFile) -> FileInfo:
-        """Hand out a file. The kernel keeps its pages if the file is as it was when they were read, and has settled."""
+    def _file_info(self, file: OpenFile, flags: int) -> FileInfo:
+        """Hand out a file that was opened with `flags`."""
         handle = self._new_handle()
         self._files[handle] = file
         inode = file.inode
         if file.writer is not None:
             # As when it was accepted: what was asked before it is sent is answered without it.
             file.writer.on_sent = partial(self._tree.touch, inode)
-        seen = (inode.attributes.size or 0, inode.attributes.mtime or 0)
-        settled = seen[1] + SETTLED_S < time() + self._names.server_ahead_s
-        keep = settled and inode.cached_as == seen
-        # Pages of a file that had not settled may be of any of its versions, however long ago that is by then.
-        inode.cached_as = seen if settled else None
+        wanted = self._manners.direct_io
+        file.bypasses = pages.may_bypass(file) if wanted is None else wanted
+        file.synchronous = file.bypasses and bool(flags & os.O_DSYNC)
+        keep = pages.stand(inode, time() + self._names.server_ahead_s)
         if not keep:
             invalidate_reads(inode)  # the kernel may fill its pages through any descriptor of the file
             if file.writer is None:
                 submit_writes(inode)
                 file.reader.begin()
-        return FileInfo(fh=handle, direct_io=self._manners.direct_io, keep_cache=keep)
+        return FileInfo(fh=handle, direct_io=file.bypasses, keep_cache=keep)
 
     def _file(self, handle: int) -> OpenFile:
         return self._files[handle]
@@ -263,16 +264,14 @@ class Operations(pyfuse3.Operations):
         if target.attributes != before:
             # The kernel still believes what it was told; reading by an old size would show the file cut off.
             pyfuse3.invalidate_inode(target.number, attr_only=True)
-        file.synchronous = self._manners.direct_io and bool(flags & os.O_DSYNC)
-        return self._file_info(file)
+        return self._file_info(file, flags)
 
     @boundary
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         file = await self._names.create(self._tree.inode(parent_inode), name, mode, _pflags(flags))
-        file.synchronous = self._manners.direct_io and bool(flags & os.O_DSYNC)
-        return self._file_info(file), self._given(file.inode)
+        return self._file_info(file, flags), self._given(file.inode)
 
     @boundary
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -299,6 +298,8 @@ class Operations(pyfuse3.Operations):
         self._writing += 1
         try:
             await file.writer.write(off, buf)
+            if file.bypasses and pages.shown(inode):
+                await pages.renew(inode, off, buf)
             if self._manners.sync_writes or file.synchronous:
                 await file.writer.drain()
             if file.synchronous:

@@ -74,7 +74,7 @@ class Options:
     dcache_max_size: int = 10_000
     max_read: int | None = None
     max_write: int | None = None
-    direct_io: bool = False
+    direct_io: bool | None = None  # None: as each open file has need of the kernel's cache
     follow_symlinks: bool = False
     transform_symlinks: bool = False
     contain_symlinks: bool = True

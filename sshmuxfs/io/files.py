@@ -50,7 +50,8 @@ class OpenFile:
             ahead=ahead,
             version=lambda: (inode.attributes.mtime, inode.attributes.size),
         )
-        # O_SYNC of a file that bypasses the page cache: the kernel sends an FSYNC behind cached writes only.
+        self.bypasses = False  # whether the kernel does without pages for what goes through this file
+        # O_SYNC of a file that does without pages: the kernel sends an FSYNC behind writes by way of pages only.
         self.synchronous = False
         self.writer = WriteBehind(client, handle, memory.dirty) if pflags & OpenFlag.WRITE else None
         self.sharers = [] if sharers is None else sharers

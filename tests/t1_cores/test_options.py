@@ -92,6 +92,7 @@ MEANT: dict[str, dict[str, object]] = {
     "max_read=512": {"max_read": 512},
     "max_write=1048576": {"max_write": 1048576},
     "direct_io": {"direct_io": True},
+    "no_direct_io": {"direct_io": False},
     "sshfs_sync": {"sync_writes": True},
     "no_readahead": {"no_readahead": True},
     "sftp_server=sudo -n /usr/lib/sftp-server": {"sftp_server": "sudo -n /usr/lib/sftp-server"},

@@ -1,8 +1,9 @@
 """A whole file system of ours without a kernel: `Operations` over `Names` and `Link` on real sftp-servers.
 
 What a kernel would give is given by stand-ins, since pyfuse3 lets nobody but itself make them: `Fields` for
-SetattrFields, whose members are read-only; `Reply` for a readdir token, with a `readdir_reply` that fills it; and a
-`invalidate_inode` that keeps the numbers. A RequestContext can be made, with zeros, and is never looked into.
+SetattrFields, whose members are read-only; `Reply` for a readdir token, with a `readdir_reply` that fills it; and
+`invalidate_inode` and `notify_store` that keep what they are given. A RequestContext can be made, with zeros, and is
+never looked into.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class World:
         self.directory = directory
         self.processes: list[SftpProcess] = []
         self.invalidated: list[int] = []
+        self.stored: list[tuple[int, int, bytes]] = []  # inode number, offset and bytes of what the kernel's pages got
         self.clock: Clock | None = None
 
     @property
@@ -245,6 +247,7 @@ async def world(
         with (
             mock.patch.object(pyfuse3, "readdir_reply", _reply),
             mock.patch.object(pyfuse3, "invalidate_inode", lambda number, attr_only: made.invalidated.append(number)),
+            mock.patch.object(pyfuse3, "notify_store", lambda *what: made.stored.append(what)),
         ):
             try:
                 client = await link.start()
