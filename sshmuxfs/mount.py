@@ -19,6 +19,7 @@ import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import pyfuse3
@@ -228,9 +229,9 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
             ask_for_short_turns()
             keep_freed_memory()
             link.watch(*_devices())
-            # It delivers a megabyte in a few milliseconds: the kernel may then ask for that much at once.
+            # It delivers that much in a millisecond or two: the kernel may ask for it at once.
             if client.pace.near:
-                mountpoint.widen_read_ahead(plan.place)
+                operations.on_ready = partial(mountpoint.widen_read_ahead, plan.place)
             mounted.append(operations)
             plan.announce()
             await pyfuse3.main(min_tasks=SPARE_TASKS, max_tasks=MAX_REQUESTS)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, time
@@ -85,6 +85,12 @@ class Operations(pyfuse3.Operations):
         self._statvfs: tuple[Statvfs, float] | None = None
         self._writing = 0
         self._settle_until_s: float | None = None
+        self.on_ready: Callable[[], None] | None = None  # called once, when the kernel and libfuse know each other
+
+    def init(self) -> None:
+        """The kernel introduces itself. What it takes from our answer would undo what was set before."""
+        if self.on_ready is not None:
+            trio.lowlevel.current_trio_token().run_sync_soon(self.on_ready)
 
     # -- names and attributes -----------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ MIN_WINDOW_BYTES = 2 * MIB
 # Four channel windows of OpenSSH (2 MiB each): more in flight brings nothing before there are more channels.
 MAX_WINDOW_BYTES = 8 * MIB
 # What is fetched ahead is received into extents of about this size; a kernel read that spans two of them is the only
-# one that needs a copy: one in 32 of the usual 128 KiB, one in four of the largest, 1 MiB.
+# one that needs a copy: one in 32 of the usual 128 KiB, one in eight of the 512 KiB from next door.
 EXTENT_BYTES = 4 * MIB
 # Kernel read-ahead is handled by several tasks, so reads of one stream may come slightly out of order.
 REORDER_BYTES = MIB
