@@ -167,7 +167,7 @@ ABSENT = {"getxattr": "ENOSYS", "setxattr": "ENOSYS", "listxattr": "ENOSYS", "re
 
 def test_every_request_is_served_or_absent_on_purpose() -> None:
     served = {name for name in REQUESTS if name in vars(Operations)}
-    assert served == IMPLEMENTED
+    assert served - OWN_HOOKS == IMPLEMENTED
     assert REQUESTS - served - OWN_HOOKS == set(ABSENT)
 
 
