@@ -35,9 +35,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from sshmuxfs import pages
 from sshmuxfs.diagnosis import diagnose_write
+from sshmuxfs.directories import Directories
 from sshmuxfs.errors import boundary, errno_of
 from sshmuxfs.io.files import OpenFile, files_of, grown, invalidate_reads, submit_writes
-from sshmuxfs.io.listing import Listing
 from sshmuxfs.names import Names
 from sshmuxfs.sftp.client import ChannelLost
 from sshmuxfs.sftp.protocol import Attributes, OpenFlag, Status, StatusError, Statvfs
@@ -80,7 +80,7 @@ class Operations(pyfuse3.Operations):
         self._symlinks = symlinks
         self._manners = manners
         self._files: dict[int, OpenFile] = {}
-        self._listings: dict[int, Listing] = {}
+        self._directories = Directories(names, self._entry)
         self._next_handle = 1
         self._statvfs: tuple[Statvfs, float] | None = None
         self._writing = 0
@@ -236,13 +236,10 @@ class Operations(pyfuse3.Operations):
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _new_handle(self) -> int:
-        self._next_handle += 1
-        return self._next_handle
-
     def _file_info(self, file: OpenFile, flags: int) -> FileInfo:
         """Hand out a file that was opened with `flags`."""
-        handle = self._new_handle()
+        self._next_handle += 1
+        handle = self._next_handle
         self._files[handle] = file
         inode = file.inode
         if file.writer is not None:
@@ -385,51 +382,15 @@ class Operations(pyfuse3.Operations):
 
     @boundary
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        listing = await self._names.list(self._tree.inode(inode))
-        handle = self._new_handle()
-        self._listings[handle] = listing
-        return handle
+        return await self._directories.open(self._tree.inode(inode))
 
     @boundary
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        # Position 0 is '.', 1 is '..', and n + 2 the n-th name; the kernel is given the position behind each entry.
-        listing = self._listings[fh]
-        if start_id == 0 and listing.begun:  # rewinddir: the directory as it is now
-            renewed = await self._names.list(listing.inode)
-            listing.close()
-            self._listings[fh] = listing = renewed
-        if listing.inode.gone:
-            return  # removed while it was open: nothing is in it
-        await self._names.refresh(listing.inode)
-        for position, dots in enumerate((b".", b"..")):
-            if start_id <= position and not pyfuse3.readdir_reply(
-                token, dots, self._entry(listing.inode), position + 1
-            ):
-                return
-        told: list[Inode] = []
-        try:
-            await self._tell_names(listing, max(0, start_id - 2), token, told)
-        except BaseException:
-            # The kernel gets an error in place of the entries, and will not forget what it was not told of.
-            for inode in told:
-                self._tree.forget(inode.number, 1)
-            raise
-
-    async def _tell_names(self, listing: Listing, index: int, token: ReaddirToken, told: list[Inode]) -> None:
-        """Fill a reply with the names from `index` on; `told` gets the inodes that the kernel is told of."""
-        while await listing.has(index):
-            inode = listing.inode_at(index)
-            if inode is not None:
-                if not pyfuse3.readdir_reply(token, listing.names[index], self._entry(inode), index + 3):
-                    return
-                self._tree.refer(inode)
-                told.append(inode)
-            listing.given(index)
-            index += 1
+        await self._directories.read(fh, start_id, token)
 
     @boundary
     async def releasedir(self, fh: int) -> None:
-        self._listings.pop(fh).close()
+        self._directories.release(fh)
 
     @boundary
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
