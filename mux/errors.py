@@ -31,6 +31,7 @@ class ExitCode(enum.IntEnum):
     AUTH_FAILED = 13  # the server accepted nothing that we could offer
     HOST_KEY = 14  # the server's key is unknown, changed or revoked
     UNREACHABLE = 15  # no connection, or one that ended before the login was done
+    LOST_WRITES = 16  # the mount worked and ended, and what was written to it last may be lost
     INTERRUPTED = 130
 
 

@@ -64,7 +64,7 @@ _LOOK_S = 0.01
 
 
 class MountError(SharingError):
-    """The mount could not be made; the exit code says of what kind the reason is."""
+    """The mount could not be made, or did not end well; the exit code says of what kind the reason is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +237,12 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
             await pyfuse3.main(min_tasks=SPARE_TASKS, max_tasks=MAX_REQUESTS)
             await operations.settle(SETTLE_S)
         finally:
-            _tell_losses(plan, operations)
+            lost = _tell_losses(plan, operations)
             with signals.held_back():  # who is not root is unmounted by a program, which Ctrl-C would reach
                 pyfuse3.close(unmount=True)
+        if lost:
+            files = "one file" if lost == 1 else f"{lost} files"
+            raise MountError(f"unmounted; what was written last to {files} may be lost", ExitCode.LOST_WRITES)
     finally:
         link.close()
         # Whoever holds the connection in front waits for its riders, of whom we are none from here on.
@@ -248,12 +251,16 @@ async def _serve(plan: Plan, nursery: trio.Nursery, mounted: list[Operations], l
         joined.let_go()
 
 
-def _tell_losses(plan: Plan, operations: Operations) -> None:
-    """What may be lost is in the log, which in the foreground is the terminal; told there if it is a file instead."""
+def _tell_losses(plan: Plan, operations: Operations) -> int:
+    """Of how many files something may be lost, without a program having been told.
+
+    Each is in the log, which in the foreground is the terminal; they are told there if it is a file instead.
+    """
     lines = operations.give_up()
     if lines and plan.options.foreground and plan.options.log_file is not None:
         for line in lines:
             plan.warn(line)
+    return operations.lossy_files
 
 
 async def _prepare(options: Options, link: Link, client: Client, place: str) -> Operations:

@@ -441,6 +441,11 @@ class Operations(pyfuse3.Operations):
         with trio.move_on_at(self._settle_until_s):
             await self._names.settle()
 
+    @property
+    def lossy_files(self) -> int:
+        """How many files may lack what was written to them, with no program told."""
+        return self._names.lossy_files
+
     def give_up(self) -> list[str]:
         """The end: a line for each file that may lack what was written to it; each was logged as well."""
         self._names.give_up()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mux.errors import ExitCode
 from tests.support import mounts
 from tests.support.master import Master
 from tests.support.mounted import Mount
@@ -311,7 +312,7 @@ def test_unmounting_with_something_unsaved(evil: Callable[..., Mount], allow_log
 def test_what_is_lost_is_said_in_the_foreground(
     sshd: Sshd, remote_dir: Path, shared_master: Master, tmp_path: Path
 ) -> None:
-    """By name, on the terminal, when the log goes elsewhere."""
+    """By name, on the terminal, when the log goes elsewhere; and by the exit code."""
     fill(remote_dir)
     name = make(remote_dir, "silence:Write")
     place, log = tmp_path / "mnt", tmp_path / "log"
@@ -323,7 +324,8 @@ def test_what_is_lost_is_said_in_the_foreground(
         wait_until(lambda: mounts.mounted_at(place) is not None, "the mount")
         with mapping_changed(place / name):
             launched.signal(signal.SIGTERM)
-            assert launched.end() == 0
+            assert launched.end() == ExitCode.LOST_WRITES
     line = f"{remote_dir}/{name}: what was written last may be lost: "
     assert f"sshmuxfs: {line}" in launched.output
+    assert launched.output.endswith("sshmuxfs: unmounted; what was written last to one file may be lost\n")
     assert line in log.read_text()
