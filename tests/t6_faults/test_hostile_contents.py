@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mux.errors import ExitCode
 from tests.support.evil_answers import FAILS_FROM_BYTES
 from tests.support.mounted import Mount
 from tests.t6_faults.faults import CONTENT, attempt, make, outcome, read, sound
@@ -156,6 +157,7 @@ def test_a_close_that_fails(evil: Callable[..., Mount], expect_log: Callable[[st
     assert outcome(write) in (None, "EIO")
     assert (remote_dir / "evil:close_answer").read_bytes() == CONTENT
     sound(mount, remote_dir)
+    mount.unmount(exit_code=ExitCode.LOST_WRITES)
 
 
 def test_a_close_that_fails_after_reading(evil: Callable[..., Mount], remote_dir: Path) -> None:
@@ -186,4 +188,4 @@ def test_a_write_of_a_mapping_that_fails(
         libc.munmap(ctypes.c_void_p(start), length)
 
     assert outcome(change) is None
-    mount.unmount()
+    mount.unmount(exit_code=ExitCode.LOST_WRITES)

@@ -151,7 +151,7 @@ def test_what_was_changed_in_a_mapping_and_is_not_taken_is_named(
     mount = evil(AT_DEADLINE)
     with mapping_changed(mount.path / name):
         mount.send_signal(signal.SIGTERM)
-        mount.wait_ended()
+        mount.wait_ended(exit_code=ExitCode.LOST_WRITES)
         mount.close()
 
 
@@ -304,9 +304,10 @@ def test_unmounting_with_something_unsaved(evil: Callable[..., Mount], allow_log
 
     told = outcome(write)
     assert told in ("EIO", "ECONNABORTED", *DISCONNECTED)
-    mount.wait_ended()
+    mount.wait_ended(exit_code=None)
     mount.close()
     assert told == "EIO" or line in mount.log_text()
+    assert mount.exit_code == (ExitCode.LOST_WRITES if line in mount.log_text() else ExitCode.OK)
 
 
 def test_what_is_lost_is_said_in_the_foreground(
