@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import FrameType
 from typing import Final
 
@@ -44,13 +44,22 @@ def interrupt() -> None:
         signal.signal(each, strike)
 
 
-@contextmanager
-def held_back() -> Iterator[None]:
+def held_back() -> AbstractContextManager[None]:
     """While it lasts, what would end this process waits; what is started meanwhile, in this thread, never hears of it.
 
     For a program that must not end half-way: a terminal's Ctrl-C is for all that runs in front.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    return _masked(signal.SIG_BLOCK)
+
+
+def let_through() -> AbstractContextManager[None]:
+    """While it lasts, what `held_back` holds is heard."""
+    return _masked(signal.SIG_UNBLOCK)
+
+
+@contextmanager
+def _masked(how: int) -> Iterator[None]:
+    before = signal.pthread_sigmask(how, ENDING)
     try:
         yield
     finally:

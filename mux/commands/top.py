@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import signal
 import sys
 import time
 from collections import deque
@@ -154,21 +153,11 @@ def _live(watch: Watch) -> None:
     shown = watch.look()
     with signals.held_back(), _keys(), Live(shown, screen=True, auto_refresh=False) as live:
         while True:
-            with _heard():
+            with signals.let_through():
                 if _quits(_PERIOD_S):
                     return
                 shown = watch.look()
             live.update(shown, refresh=True)
-
-
-@contextmanager
-def _heard() -> Iterator[None]:
-    """What is held back is let through."""
-    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
