@@ -33,7 +33,7 @@ from mux.errors import ExitCode, SharingError, printable
 from mux.heap import keep_freed_memory
 from mux.rendezvous.target import ignored_options
 from mux.scheduling import ask_for_short_turns
-from sshmuxfs import mountpoint, turns
+from sshmuxfs import mountpoint, pages, turns
 from sshmuxfs.approach import Approach
 from sshmuxfs.names import Names
 from sshmuxfs.operations import Manners, Operations
@@ -281,9 +281,10 @@ async def _prepare(options: Options, link: Link, client: Client, place: str) -> 
     names = Names(link, tree, times, follow=options.follow_symlinks, ahead=not options.no_readahead)
     view = View(await _identity(client, options), options.umask)
     policy = SymlinkPolicy(contain=options.contain_symlinks, transform=options.transform_symlinks, base=base)
-    manners = Manners(
-        direct_io=options.direct_io, sync_writes=options.sync_writes, hard_links=not options.disable_hardlink
-    )
+    direct_io = options.direct_io
+    if direct_io is None and not pages.dropped_by(os.uname().release):
+        direct_io = False
+    manners = Manners(direct_io=direct_io, sync_writes=options.sync_writes, hard_links=not options.disable_hardlink)
     return Operations(names, view, policy, manners)
 
 

@@ -4,16 +4,20 @@ The rule of this file: from the moment a write is acknowledged, no page shows wh
 
 Pages are of no use to a file that is only written: nobody reads them there, and the next open drops those of a file
 that was written. Its writes bypass them (FOPEN_DIRECT_IO), which saves finding a page for every 4 KiB and a copy of
-every byte. Who opens the file beside such a writer may have pages, and mappings; the kernel does not renew them (older
-ones do not even drop them), so we do.
+every byte.
 
-Imported by `sshmuxfs.operations`.
+Who opens the file beside such a writer may have pages, and mappings. Kernels from 6.6 on write back and drop the pages
+that a write replaces, before it reaches us (fs/fuse/file.c); what is read into them meanwhile is renewed here. Older
+ones do neither, and may write back later what a mapping had changed before: with those, nothing is bypassed.
+
+Imported by `sshmuxfs.operations` and `sshmuxfs.mount`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import re
 import stat
 
 import pyfuse3
@@ -27,6 +31,14 @@ log = logging.getLogger(__name__)
 
 # Version 3 tells whole seconds: a file changed within the last two may change again without showing it.
 SETTLED_S = 2.0
+
+_FIRST_THAT_DROPS = (6, 6)
+
+
+def dropped_by(release: str) -> bool:
+    """Whether a kernel (`os.uname().release`) drops the pages that a write beside them replaces; not, if in doubt."""
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return version is not None and (int(version[1]), int(version[2])) >= _FIRST_THAT_DROPS
 
 
 def stand(inode: Inode, server_now_s: float) -> bool:

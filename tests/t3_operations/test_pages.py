@@ -11,6 +11,7 @@ from unittest import mock
 import pyfuse3
 import pytest
 
+from sshmuxfs import pages
 from sshmuxfs.operations import Manners
 from tests.support.sftp_process import in_trio
 from tests.t3_operations.world import CTX, World, refused, world
@@ -28,6 +29,24 @@ async def let_go(w: World, *handles: int) -> None:
     for handle in handles:
         await w.operations.flush(handle)
         await w.operations.release(handle)
+
+
+@pytest.mark.parametrize(
+    ("release", "drops"),
+    [
+        *(
+            ("6.6", True),
+            ("6.6.0-rc1", True),
+            ("6.12.43+deb13-amd64", True),
+            ("10.0.1", True),
+            ("6.18.44-fc-v669", True),
+        ),
+        *(("6.5.13", False), ("6.1.0-56-amd64", False), ("5.14.0-503.el9", False), ("5.66", False)),
+        *(("", False), ("6", False), ("next", False), ("v6.12", False)),
+    ],
+)
+def test_kernels_that_drop_what_is_replaced(release: str, drops: bool) -> None:
+    assert pages.dropped_by(release) is drops
 
 
 @pytest.mark.parametrize(

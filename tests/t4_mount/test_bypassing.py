@@ -5,10 +5,15 @@ Mappings and what may hang are in a child, with a deadline.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
+import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,6 +85,49 @@ def test_a_page_that_is_changed_in_both_ways(area: Area) -> None:
 
     expected = bounded.in_subprocess(body)
     assert (area.there / "file").read_bytes() == (area.here / "file").read_bytes() == expected
+
+
+@contextmanager
+def written_back(descriptor: int) -> Iterator[None]:
+    """Another process has the kernel write changed pages back all the time, as it does by itself now and then."""
+    parent = os.getpid()
+    if (child := os.fork()) == 0:
+        libc = ctypes.CDLL(None)
+        while os.getppid() == parent:
+            libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(4 * KIB), 2)  # SYNC_FILE_RANGE_WRITE
+            time.sleep(0.0005)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.deadline(60)
+def test_a_page_that_is_written_back_takes_no_later_write_with_it(area: Area) -> None:
+    """A program changes a page through a mapping, then writes into it; the page is on its way to the server."""
+
+    def body() -> None:
+        with (
+            opened(area.here / "file", NEW) as writer,
+            opened(area.here / "file", os.O_RDWR) as reader,
+            written_back(reader),
+        ):
+            os.write(writer, bytes(4 * KIB))
+            with mmap.mmap(reader, 0) as view:
+                for turn in range(1, 301):
+                    value = turn.to_bytes(8, "big")
+                    view[0:8] = value
+                    os.pwrite(writer, value, 2 * KIB)
+                    assert view[2 * KIB : 2 * KIB + 8] == value
+                    if turn % 5 == 0:
+                        view.flush()
+                        os.fsync(writer)
+                        there = (area.there / "file").read_bytes()
+                        assert (there[:8], there[2 * KIB : 2 * KIB + 8]) == (value, value), turn
+
+    bounded.in_subprocess(body, 50.0)
 
 
 @pytest.mark.deadline(60)
