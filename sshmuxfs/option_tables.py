@@ -266,13 +266,7 @@ _HONOURED: Final = (
         _LARGEST_REQUEST_BYTES,
     ),
     _flag("direct_io", Group.DATA, "direct_io", "keep file contents out of the kernel's cache"),
-    _flag(
-        "no_direct_io",
-        Group.DATA,
-        "direct_io",
-        "use the kernel's cache for every file, also one that is only written",
-        False,
-    ),
+    _flag("no_direct_io", Group.DATA, "direct_io", "use the kernel's cache also for what is only written", False),
     _flag("sshfs_sync", Group.DATA, "sync_writes", "a write returns when the server has answered it"),
     _flag("no_readahead", Group.DATA, "no_readahead", "read only what is asked for"),
     _text(

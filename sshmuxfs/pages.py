@@ -32,7 +32,12 @@ log = logging.getLogger(__name__)
 # Version 3 tells whole seconds: a file changed within the last two may change again without showing it.
 SETTLED_S = 2.0
 
+# A write waits so long for pages that others are reading. Those reads may be waiting for a place among the requests
+# that we serve at a time, and all places be taken by such writes.
+RENEW_S = 5.0
 _FIRST_THAT_DROPS = (6, 6)
+# Threads that wait for pages: as many as there can be writes. Those that were left behind count, and take no other's.
+_THREADS = trio.CapacityLimiter(40)
 
 
 def dropped_by(release: str) -> bool:
@@ -76,10 +81,14 @@ def shown(inode: Inode) -> bool:
 async def renew(inode: Inode, offset: int, data: bytes) -> None:
     """Put into the kernel's pages what was accepted from a writer that bypasses them.
 
-    In a thread, since it waits for pages that are being read, which is by requests that the loop answers. At the end of
-    the mount it is left behind: those pages are freed when the device is closed.
+    In a thread, since it waits for pages that are being read, which is by requests that the loop answers. After RENEW_S
+    it is left to itself, as at the end of the mount: a read that is answered later than that has these bytes by itself,
+    or they come behind it.
     """
-    await trio.to_thread.run_sync(_store, inode.number, offset, data, abandon_on_cancel=True)
+    with trio.move_on_after(RENEW_S) as waiting:
+        await trio.to_thread.run_sync(_store, inode.number, offset, data, abandon_on_cancel=True, limiter=_THREADS)
+    if waiting.cancelled_caught:
+        log.debug("pages of inode %d are still being read after %g s", inode.number, RENEW_S)
 
 
 def _store(number: int, offset: int, data: bytes) -> None:

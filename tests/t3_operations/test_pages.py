@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest import mock
 
 import pyfuse3
 import pytest
+import trio
 
 from sshmuxfs import pages
 from sshmuxfs.operations import Manners
@@ -23,6 +26,15 @@ async def opened(w: World, number: int, flags: int) -> tuple[int, bool]:
     """The handle, and whether it bypasses the kernel's pages."""
     info = await w.operations.open(number, flags, CTX)
     return info.fh, info.direct_io
+
+
+@asynccontextmanager
+async def with_a_file(directory: Path, mode: int = 0o644) -> AsyncIterator[tuple[World, int]]:
+    """A world with a file of TEXT, and the file's inode number."""
+    (directory / "file").write_bytes(TEXT)
+    (directory / "file").chmod(mode)
+    async with world(directory) as w:
+        yield w, await w.number("file")
 
 
 async def let_go(w: World, *handles: int) -> None:
@@ -84,9 +96,7 @@ async def test_a_new_file_as_any_other(tmp_path: Path, flags: int, bypasses: boo
 
 @in_trio
 async def test_beside_a_file_with_pages_a_writer_uses_them(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(TEXT)
-    async with world(tmp_path) as w:
-        number = await w.number("file")
+    async with with_a_file(tmp_path) as (w, number):
         reader, _ = await opened(w, number, os.O_RDONLY)
         writer, bypasses = await opened(w, number, os.O_WRONLY)
         assert not bypasses
@@ -104,19 +114,15 @@ async def test_beside_a_file_with_pages_a_writer_uses_them(tmp_path: Path) -> No
 @pytest.mark.parametrize("mode", [0o4755, 0o2755])
 @in_trio
 async def test_the_kernel_keeps_its_eye_on_programs_that_run_as_another(tmp_path: Path, mode: int) -> None:
-    (tmp_path / "file").write_bytes(TEXT)
-    (tmp_path / "file").chmod(mode)
-    async with world(tmp_path) as w:
-        handle, bypasses = await opened(w, await w.number("file"), os.O_WRONLY)
+    async with with_a_file(tmp_path, mode) as (w, number):
+        handle, bypasses = await opened(w, number, os.O_WRONLY)
         assert not bypasses
         await let_go(w, handle)
 
 
 @in_trio
 async def test_pages_beside_a_writer_are_renewed_with_each_write(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(TEXT)
-    async with world(tmp_path) as w:
-        number = await w.number("file")
+    async with with_a_file(tmp_path) as (w, number):
         writer, _ = await opened(w, number, os.O_WRONLY)
         another, _ = await opened(w, number, os.O_WRONLY)
         await w.operations.write(writer, 0, b"nobody looks")
@@ -138,9 +144,7 @@ async def test_pages_beside_a_writer_are_renewed_with_each_write(tmp_path: Path)
 @in_trio
 async def test_what_was_not_accepted_is_in_no_page(tmp_path: Path, allow_log: Callable[[str], None]) -> None:
     allow_log("may be lost")
-    (tmp_path / "file").write_bytes(TEXT)
-    async with world(tmp_path) as w:
-        number = await w.number("file")
+    async with with_a_file(tmp_path) as (w, number):
         writer, _ = await opened(w, number, os.O_WRONLY)
         reader, _ = await opened(w, number, os.O_RDONLY)
         w.process.end()
@@ -151,9 +155,7 @@ async def test_what_was_not_accepted_is_in_no_page(tmp_path: Path, allow_log: Ca
 
 
 async def written_where_no_page_is_taken(directory: Path, number: int) -> bytes:
-    (directory / "file").write_bytes(TEXT)
-    async with world(directory) as w:
-        inode = await w.number("file")
+    async with with_a_file(directory) as (w, inode):
         writer, _ = await opened(w, inode, os.O_WRONLY)
         reader, _ = await opened(w, inode, os.O_RDONLY)
         with mock.patch.object(pyfuse3, "notify_store", side_effect=OSError(number, os.strerror(number))):
@@ -172,3 +174,45 @@ async def test_a_kernel_that_takes_no_pages_is_told_of(tmp_path: Path, expect_lo
     """The write was accepted, whatever becomes of the pages."""
     expect_log("its pages may be old")
     assert (await written_where_no_page_is_taken(tmp_path, errno.ENOMEM))[:3] == b"new"
+
+
+@in_trio
+async def test_pages_that_stay_locked_do_not_hold_the_writer_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their reader may be waiting for a place among the requests that are served at a time. The bytes come later."""
+    monkeypatch.setattr(pages, "RENEW_S", 0.05)
+    read, stored = threading.Event(), threading.Event()
+
+    def store(*_: object) -> None:
+        read.wait(20)
+        stored.set()
+
+    async with with_a_file(tmp_path) as (w, number):
+        writer, _ = await opened(w, number, os.O_WRONLY)
+        reader, _ = await opened(w, number, os.O_RDONLY)
+        with mock.patch.object(pyfuse3, "notify_store", store):
+            assert await w.operations.write(writer, 0, b"new") == 3
+            assert not stored.is_set()
+            read.set()
+            assert await trio.to_thread.run_sync(stored.wait, 20)
+        await let_go(w, writer, reader)
+
+
+@in_trio
+async def test_what_was_read_before_a_writer_that_bypasses_is_dropped_by_the_next_open(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    async with with_a_file(tmp_path) as (w, number):
+
+        async def kept() -> bool:
+            os.utime(path, (1000, 1000))
+            info = await w.operations.open(number, os.O_RDONLY, CTX)
+            await let_go(w, info.fh)
+            return info.keep_cache
+
+        assert [await kept(), await kept()] == [False, True]
+        writer, bypasses = await opened(w, number, os.O_WRONLY)
+        assert bypasses
+        await w.operations.write(writer, 0, TEXT.upper())  # as long as before, and soon as old
+        await let_go(w, writer)
+        assert [await kept(), await kept()] == [False, True]
