@@ -207,12 +207,23 @@ class Mount:
         if self._closed:
             return
         try:
-            done = mounts.fusermount("-u", str(self.path))
-            if done.returncode != 0 and mounts.mounted_at(self.path) is not None:
-                raise MountError(f"fusermount3 -u {self.path}: {done.stderr.strip()}", output=self.log_text())
+            self._detach(deadline_s)
             self.wait_ended(exit_code=exit_code, deadline_s=deadline_s)
         finally:
             self.close()
+
+    def _detach(self, deadline_s: float) -> None:
+        """`fusermount3 -u`, again while it is busy: what a test has just read there, a program that another of its
+        threads is starting holds as well, until its exec."""
+        said = ""
+
+        def detached() -> bool:
+            nonlocal said
+            said = mounts.fusermount("-u", str(self.path)).stderr.strip()
+            return mounts.mounted_at(self.path) is None
+
+        if not holds_within(deadline_s, detached):
+            raise MountError(f"fusermount3 -u {self.path}: {said}", output=self.log_text())
 
     def wait_ended(self, *, exit_code: int | None = 0, deadline_s: float = END_DEADLINE_S) -> None:
         """Wait until the serving process has ended, with `exit_code` (None: with any) and nothing mounted any more."""
