@@ -237,15 +237,21 @@ class Channel:
             packets.append((94, self._recipient + u32(count - whole), view[whole:count]))
         return count, packets
 
-    def consumed(self, count: int) -> Packet | None:
-        """Note that so much of the received data is done with; returns what to tell the peer, if it is time."""
-        self._untold_bytes += count
-        if self._untold_bytes < self._untold_limit_bytes or self._eof_received or self.close_sent:
-            return None
-        told, self._untold_bytes = self._untold_bytes, 0
-        self._window_bytes += told
-        if self._window_bytes > self.window_bytes:
+    def consumed(self, count: int, window_bytes: int | None = None) -> Packet | None:
+        """Note that so much of the received data is done with; returns what to tell the peer, if it is time.
+
+        The window is opened again to `window_bytes` for now, where that is less than what it began with.
+        """
+        told = self._untold_bytes = self._untold_bytes + count
+        if self._window_bytes + told > self.window_bytes:
             raise LocalProtocolError(f"channel {self.number}: more was consumed than was received")
+        enough = self._untold_limit_bytes
+        if window_bytes is not None:
+            told, enough = min(told, window_bytes - self._window_bytes), min(enough, max(1, window_bytes // 2))
+        if told < enough or self._eof_received or self.close_sent:
+            return None
+        self._untold_bytes -= told
+        self._window_bytes += told
         return Message.CHANNEL_WINDOW_ADJUST, self._recipient, u32(told)
 
     def eof(self) -> Packet | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from mux.errors import ExitCode, SharingError
 from mux.protocol.connection import OpenFailure, Packet, Part
 
+from .company import Company
 from .turns import Braked
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Transport(Braked, Protocol):
 
     @property
     def lost(self) -> str | None: ...
+    @property
+    def company(self) -> Company: ...
     def add_route(self, route: Any, /) -> int: ...
     def remove_route(self, number: int, /) -> None: ...
     def send(self, kind: int, /, *parts: Part) -> None: ...

@@ -64,6 +64,7 @@ class LiveChannel:
         "_answers",
         "_broken",
         "_channel",
+        "_company",
         "_end",
         "_engine",
         "_in_row",
@@ -71,6 +72,7 @@ class LiveChannel:
         "_over",
         "_period",
         "_period_bytes",
+        "_shared_bytes",
         "_turns",
         "_wants_room",
         "description",
@@ -80,7 +82,15 @@ class LiveChannel:
         "sent_bytes",
     )
 
-    def __init__(self, engine: Transport, kind: bytes, end: ChannelEnd, window_bytes: int, packet_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Transport,
+        kind: bytes,
+        end: ChannelEnd,
+        window_bytes: int,
+        packet_bytes: int,
+        shared_bytes: int | None = None,
+    ) -> None:
         """For `open` and `accept`."""
         self.kind = kind
         self.description = printable(kind)
@@ -89,6 +99,8 @@ class LiveChannel:
         self._engine = engine
         self._end = end
         self._channel = Channel(self.number, window_bytes=window_bytes, packet_bytes=packet_bytes)
+        self._shared_bytes = shared_bytes
+        self._company = engine.company
         self._turns = Turns.of(engine)
         self._opening: asyncio.Future[Refused | None] | None = None
         self._answers: deque[Callable[[bool], None]] = deque()
@@ -107,16 +119,18 @@ class LiveChannel:
         *,
         window_bytes: int,
         packet_bytes: int = LARGEST_PACKET_BYTES,
+        shared_bytes: int | None = None,
         deadline_s: float,
     ) -> LiveChannel:
-        """Open a channel; `end.opened` was called when this returns.
+        """Open a channel; `end.opened` was called when this returns. Its window is `window_bytes`, or `shared_bytes`
+        while the server sends to others as well.
 
         Raises `OpenRefused` when the server refuses, does not answer in time, or is lost. An open that is given up or
         cancelled leaves nothing behind: the channel is closed as soon as the server confirms it.
         """
         if engine.lost is not None:
             raise OpenRefused(0, engine.lost)
-        self = cls(engine, kind, end, window_bytes, packet_bytes)
+        self = cls(engine, kind, end, window_bytes, packet_bytes, shared_bytes)
         opening = self._opening = asyncio.get_running_loop().create_future()
         engine.send(*self._channel.open(kind, extra))
         try:
@@ -209,7 +223,10 @@ class LiveChannel:
     def consumed(self, count: int) -> None:
         """Give back so much of what `ChannelEnd.data` brought: the server may send as much again."""
         if count and not self._over and not self._broken:
-            self._send(self._channel.consumed(count))
+            shared_bytes = self._shared_bytes
+            if shared_bytes is not None and self._company.alone():
+                shared_bytes = None
+            self._send(self._channel.consumed(count, shared_bytes))
 
     def eof(self) -> None:
         """Say that no more data comes from here. Once; later calls do nothing."""

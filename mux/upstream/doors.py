@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 from asyncssh.packet import SSHPacket
 
+from .company import Company
 from .routes import Route
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,16 @@ _NOBODY: Final = _Nobody()
 class Door:
     """One channel number. To asyncssh a channel."""
 
-    __slots__ = ("route",)
+    __slots__ = ("_company", "route")
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, company: Company) -> None:
         self.route = route
+        self._company = company
 
     def deliver(self, kind: int, body: memoryview) -> None:
         """Hand a packet to the route; one that fails is told that it is lost, and gets no more."""
+        if self._company.last is not self:
+            self._company.enter(self)
         try:
             self.route.packet(kind, body)
         except Exception as error:
@@ -75,12 +79,14 @@ class Door:
 
 
 class Doors:
-    """All numbers. `table` is asyncssh's dictionary of channels, which only we write to."""
+    """All numbers. `table` is asyncssh's dictionary of channels, which only we write to; `company` knows whether it is
+    one of them alone that packets come for."""
 
-    __slots__ = ("_next", "_retired", "table")
+    __slots__ = ("_next", "_retired", "company", "table")
 
     def __init__(self, table: dict[int, Door]) -> None:
         self.table = table
+        self.company = Company()
         self._next = 0
         self._retired: deque[int] = deque()
 
@@ -90,7 +96,7 @@ class Doors:
             self._next = (self._next + 1) % NUMBERS
         number = self._next
         self._next = (number + 1) % NUMBERS
-        self.table[number] = Door(route)
+        self.table[number] = Door(route, self.company)
         return number
 
     def retire(self, number: int) -> None:

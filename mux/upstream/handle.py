@@ -79,6 +79,7 @@ class Engine:
     brakes     who is told
     shortest_round_trip_s   of those measured so far, the first right after the login: what the path takes, without
                what was in flight in front; None until then
+    company    knows whether the server sends to one of our channels alone
     openers    by kind of channel, who takes what the server opens: True when taken, and then the taker answers with
                CHANNEL_OPEN_CONFIRMATION or _FAILURE by `send`; refused here otherwise
     """
@@ -94,6 +95,7 @@ class Engine:
         self._gone = self._loop.create_task(_gone(connection, close))
         self.paused = False
         self.brakes: set[Brake] = set()
+        self.company = connection.doors.company
         self.openers = connection.openers
         connection.on_full = self._set_paused
         if interval_s > 0:

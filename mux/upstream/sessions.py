@@ -30,7 +30,7 @@ from .ports import give_back, never_waits
 from .pumps import Stream
 from .sinks import Sink
 from .sources import Translation
-from .windows import WindowBudget
+from .windows import WindowBudget, shared_bytes
 from .workers import in_thread
 
 if TYPE_CHECKING:
@@ -137,8 +137,11 @@ class Session(Stream):
                 self._x11 = await incoming.x11.request()
             budget, nearest_s = WindowBudget.of(engine), engine.shortest_round_trip_s
             self._window_bytes = window_bytes = budget.take(large=self._large, round_trip_s=nearest_s)
-            # A terminal's output is thrown away at ^C by whoever reads it: half as much of it (mux.c).
-            halved = 2 if message.tty else 1
+            shared_window_bytes = None if self._large else shared_bytes(nearest_s)
+            halved = 1
+            if message.tty:
+                # Its output is thrown away at ^C by whoever reads it: half as much of it (mux.c), and never more.
+                window_bytes, shared_window_bytes, halved = shared_bytes(nearest_s), None, 2
             await LiveChannel.open(
                 engine,
                 b"session",
@@ -146,6 +149,7 @@ class Session(Stream):
                 self,
                 window_bytes=window_bytes // halved,
                 packet_bytes=LARGEST_PACKET_BYTES // halved,
+                shared_bytes=shared_window_bytes,
                 deadline_s=OPEN_DEADLINE_S,
             )
         except BaseException:

@@ -1,8 +1,8 @@
 """How large the windows of channels are: what a server may send ahead of its being used.
 
 One rule: all windows of a connection together are what this process may have to hold, so the large ones come out of a
-budget; and none is larger than its path needs, because what one channel has in flight is in front of what the next one
-asks for. Imported by whoever opens channels.
+budget; and where others wait none is larger than its path needs, because what one channel has in flight is in front of
+what the next one asks for. Imported by whoever opens channels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
 _PATH_BYTES_PER_S: Final = 500_000_000
 # Four packets: with fewer, both ends wait for each other; with more, a stat beside a copy from a near server waits.
 LEAST_WINDOW_BYTES: Final = 128 * 1024
+# What a session has while it is alone: with less, a near server waits for it now and then, and has more packets to read
+# that open it; with more, nothing is faster.
+ALONE_WINDOW_BYTES: Final = 512 * 1024
 # What a program that moves files has in flight by itself: 64 requests of 32 KiB of sftp, 8 of 255 KiB of a mount.
 LEAST_LARGE_WINDOW_BYTES: Final = 2 * 1024 * 1024
 
@@ -29,6 +32,11 @@ def path_bytes(round_trip_s: float | None) -> int:
     if round_trip_s is None:
         return LARGEST_WINDOW_BYTES
     return max(LEAST_WINDOW_BYTES, int(_PATH_BYTES_PER_S * round_trip_s))
+
+
+def shared_bytes(round_trip_s: float | None) -> int:
+    """The window of a session beside others."""
+    return min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s))
 
 
 class WindowBudget:
@@ -52,7 +60,7 @@ class WindowBudget:
         What is returned must be given to `give_back` when the session is over.
         """
         if not large:
-            return min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s))
+            return max(ALONE_WINDOW_BYTES, shared_bytes(round_trip_s))
         most_bytes = max(LEAST_LARGE_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self.left_bytes // 2))
         window_bytes = min(most_bytes, max(LEAST_LARGE_WINDOW_BYTES, path_bytes(round_trip_s)))
         self.left_bytes -= window_bytes

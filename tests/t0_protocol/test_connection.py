@@ -173,6 +173,36 @@ def test_a_large_window_opens_again_in_steps() -> None:
     assert wire(channel.consumed(1)) == b"\x5d" + u32(THEIRS) + u32(LARGEST_UNTOLD_BYTES)
 
 
+def test_for_now_the_window_opens_no_further_than_asked() -> None:
+    channel = opened(ours=64)
+    for _ in range(2):
+        tell(channel, 94, string(bytes(32)))
+    assert channel.consumed(15, 32) is None
+    assert wire(channel.consumed(1, 32)) == bytes.fromhex("5d 01020304 00000010")
+    assert wire(channel.consumed(40, 32)) == bytes.fromhex("5d 01020304 00000010")
+    assert channel.consumed(8, 32) is None
+    tell(channel, 94, string(bytes(8)))
+    assert wire(channel.consumed(8)) == bytes.fromhex("5d 01020304 00000028")
+    tell(channel, 94, string(bytes(32)))
+    tell(channel, 94, string(bytes(32)))
+    violates(channel, 94, string(b"x"))
+
+
+@pytest.mark.parametrize("for_now", [1, 2, 3, 31, 32, 33, 64, 100, None])
+@pytest.mark.parametrize("piece", [1, 5, 32])
+def test_whatever_it_opens_to_a_peer_never_waits_for_ever(for_now: int | None, piece: int) -> None:
+    channel, room_bytes, most_bytes = opened(ours=64), 64, 64 if for_now is None else min(64, for_now)
+    for _ in range(500):
+        assert room_bytes
+        count = min(piece, room_bytes)
+        assert isinstance(tell(channel, 94, string(bytes(count))), Data)
+        room_bytes -= count
+        opened_again = channel.consumed(count, for_now)
+        if opened_again is not None:
+            room_bytes += int.from_bytes(wire(opened_again)[5:], "big")
+            assert room_bytes <= most_bytes
+
+
 def test_both_streams_share_one_window() -> None:
     channel = opened(ours=64)
     tell(channel, 94, string(bytes(32)))

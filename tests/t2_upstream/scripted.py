@@ -10,6 +10,7 @@ from typing import Any
 from mux.protocol.connection import Packet
 from mux.protocol.wire import u32
 from mux.upstream.channels import LiveChannel
+from mux.upstream.company import Company
 
 THEIRS = 77  # the number of its end of every channel
 
@@ -20,6 +21,7 @@ class Server:
     def __init__(self) -> None:
         self.paused = False
         self.brakes: set[Any] = set()
+        self.company = Company()
         self.lost: str | None = None
         self.sent: list[tuple[int, bytes]] = []
         self.routes: dict[int, LiveChannel] = {}

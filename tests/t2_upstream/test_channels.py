@@ -14,8 +14,8 @@ import pytest
 from mux.errors import RemoteProtocolError
 from mux.protocol.wire import boolean, string, u32
 from mux.upstream.channels import URGENT_BYTES, LiveChannel, OpenRefused
+from mux.upstream.company import ALONE_AFTER_S
 from mux.upstream.turns import Turns
-from mux.upstream.windows import LARGEST_WINDOW_BYTES, SESSION_WINDOW_BYTES, WINDOW_BUDGET_BYTES, WindowBudget
 from tests.t2_upstream.ends import one_turn, run
 from tests.t2_upstream.scripted import THEIRS, End, Incoming, Server
 
@@ -387,6 +387,25 @@ def test_the_window_we_give_opens_when_half_is_consumed() -> None:
     run(main)
 
 
+def test_beside_others_the_window_opens_to_less() -> None:
+    async def main() -> None:
+        server, end = Server(), End()
+        channel = await opened(server, end, shared_bytes=200)
+        server.say(channel.number, 94, string(bytes(1000)))
+        server.company.enter("another")
+        channel.consumed(99)
+        assert not server.take()
+        channel.consumed(1)
+        assert server.take() == [(93, u32(THEIRS) + u32(100))]
+        channel.consumed(800)
+        assert server.take() == [(93, u32(THEIRS) + u32(100))]
+        await asyncio.sleep(ALONE_AFTER_S)
+        channel.consumed(100)
+        assert server.take() == [(93, u32(THEIRS) + u32(800))]
+
+    run(main)
+
+
 def test_those_who_wait_for_the_transport_take_turns() -> None:
     async def main() -> None:
         server = Server()
@@ -494,34 +513,3 @@ def test_a_closed_channel_keeps_no_place_in_the_row() -> None:
         assert Turns.of(server) in server.brakes
 
     run(main)
-
-
-def test_windows_stay_within_what_ten_clients_may_cost() -> None:
-    budget = WindowBudget()
-    given = [budget.take(large=True) for _ in range(10)]
-    assert given[0] == LARGEST_WINDOW_BYTES
-    assert given[1] == LARGEST_WINDOW_BYTES
-    assert sorted(given, reverse=True) == given
-    assert min(given) == SESSION_WINDOW_BYTES
-    assert sum(given) <= WINDOW_BUDGET_BYTES + 10 * SESSION_WINDOW_BYTES
-    assert budget.take(large=False) == SESSION_WINDOW_BYTES
-    for window_bytes in given:
-        budget.give_back(window_bytes, large=True)
-    assert budget.take(large=True) == LARGEST_WINDOW_BYTES
-
-
-@pytest.mark.parametrize(
-    ("round_trip_s", "session_bytes", "large_bytes"),
-    [
-        (0.00001, 128 << 10, 2 << 20),
-        (0.0005, 250_000, 2 << 20),
-        (0.005, 2 << 20, 2_500_000),
-        (0.1, 2 << 20, 16 << 20),
-        (None, 2 << 20, 16 << 20),
-    ],
-)
-def test_windows_are_what_the_path_needs(round_trip_s: float | None, session_bytes: int, large_bytes: int) -> None:
-    assert WindowBudget().take(large=False, round_trip_s=round_trip_s) == session_bytes
-    assert WindowBudget().take(large=True, round_trip_s=round_trip_s) == large_bytes
-    # Whoever moves files gets what it has in flight, whatever is left.
-    assert WindowBudget(0).take(large=True, round_trip_s=round_trip_s) == 2 << 20

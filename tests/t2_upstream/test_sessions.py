@@ -14,7 +14,6 @@ from mux.protocol.messages import NewSession
 from mux.upstream.asking import environment
 from mux.upstream.channels import OpenRefused
 from mux.upstream.sessions import Session
-from mux.upstream.windows import WindowBudget
 from tests.support import processes
 from tests.support.sshd import Sshd
 from tests.t2_upstream.ends import flags, run, until
@@ -345,30 +344,6 @@ def test_one_socket_for_all_three(sshd: Sshd) -> None:
                     assert theirs.getblocking()
                 assert sorted((await read_all(os.dup(ours.fileno()))).split()) == [b"err", b"question"]
             assert told.values == [2]
-
-    run(main)
-
-
-def test_the_window_of_file_transfers(sshd: Sshd) -> None:
-    async def main() -> None:
-        async with connected(sshd) as engine:
-            budget = WindowBudget.of(engine)
-            full = budget.left_bytes
-            await engine.measure(10)
-            assert engine.shortest_round_trip_s is not None
-            expected = WindowBudget().take(large=True, round_trip_s=engine.shortest_round_trip_s)
-            told = Told()
-            ours, theirs = socket.socketpair()
-            with ours:
-                descriptor = theirs.fileno()
-                await start(engine, told, b"sftp", descriptor, descriptor, descriptor, PLAIN, subsystem=True)
-                theirs.close()
-                assert budget.left_bytes == full - expected
-                ours.sendall(bytes.fromhex("00000005 01 00000003"))
-                assert (await asyncio.to_thread(ours.recv, 9))[4:] == bytes.fromhex("02 00000003")
-            await told.over.wait()
-            assert told.values == [0]
-            assert budget.left_bytes == full
 
     run(main)
 
