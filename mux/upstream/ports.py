@@ -8,7 +8,8 @@ whoever else has it, so it is set on no description but one that was opened here
   not permitted (a pipe of another user), calls that could wait are made in a thread, once epoll says that they should
   not have to;
 - a regular file is never opened anew, since its offset and O_APPEND are shared on purpose (`>> log`), and is read and
-  written in a thread, as is everything that epoll refuses; what of it is in memory already can be read without;
+  written in a thread, as is everything that epoll refuses; what of it is in memory already can be read without, and
+  of a file on a tmpfs that is all;
 - /dev/null is what it is.
 
 Another: a file may lie on a mount that rides on this very connection, and then whoever asks its kind or size, or closes
@@ -28,6 +29,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -39,6 +41,8 @@ _NEW_TERMINAL: Final = os.makedev(5, 2)  # a terminal's master; whoever opens it
 SAFE_WRITE_BYTES: Final = select.PIPE_BUF
 GATHER_LIMIT: Final = 64  # pieces in one call: 2 MiB of whole packets, more than any pipe or socket takes at once
 _CURRENT_OFFSET: Final = -1  # of preadv2(2): as read(2), which moves it
+# A read of a tmpfs that took longer came from the swap space: the loop makes no second one.
+LONGEST_READ_S: Final = 0.005
 # `close_fds` of whoever starts a program. Each descriptor here is close-on-exec, and those the kernel closes when it
 # has let the parent of a vfork(2) go on. Closed before that, a file on a mount that rides here would hold up the loop.
 CLOSED_BEFORE_EXEC: Final = False
@@ -74,7 +78,18 @@ class Port:
     direct     a call never waits: it may be made in the loop. Otherwise `read` and `write` are for a thread
     """
 
-    __slots__ = ("_lingers", "_socket", "_writing", "cached", "descriptor", "direct", "known", "null", "pollable")
+    __slots__ = (
+        "_in_memory",
+        "_lingers",
+        "_socket",
+        "_writing",
+        "cached",
+        "descriptor",
+        "direct",
+        "known",
+        "null",
+        "pollable",
+    )
 
     def __init__(self, descriptor: int, *, writing: bool) -> None:
         """Takes ownership of `descriptor` at once. Raises `OSError`, having closed it, when it is not fit for this use
@@ -85,6 +100,7 @@ class Port:
         self.pollable = False
         self.direct = False
         self.cached = True
+        self._in_memory = False
         name = _name(descriptor)
         self._writing = writing
         self._lingers = not _is_quick(name)  # to close it may wait
@@ -113,6 +129,8 @@ class Port:
                 self.pollable = True
             else:
                 self._take_stream(pollable=terminal or _is_pollable(self.descriptor))
+        else:
+            self._in_memory = _is_in_memory(self.descriptor)
         self.known = True
 
     def read_into(self, buffer: memoryview) -> int:
@@ -126,12 +144,20 @@ class Port:
         if not self.cached:
             return None
         try:
+            if self._in_memory:
+                return self._read_memory(buffer)
             return os.preadv(self.descriptor, [buffer], _CURRENT_OFFSET, os.RWF_NOWAIT)
         except BlockingIOError:
             return None
         except OSError:  # this kind of file does not know the question; or what is wrong shows in a thread as well
             self.cached = False
             return None
+
+    def _read_memory(self, buffer: memoryview) -> int:
+        began_s = time.monotonic()
+        count = os.readv(self.descriptor, [buffer])
+        self.cached = time.monotonic() - began_s <= LONGEST_READ_S
+        return count
 
     def read(self, count: int) -> bytes:
         """`read_into` with a buffer of its own, for a thread."""
@@ -248,6 +274,18 @@ def _has_ended(descriptor: int) -> bool:
     asked = select.poll()
     asked.register(descriptor, 0)
     return any(event & select.POLLHUP for _, event in asked.poll(0))
+
+
+def _is_in_memory(descriptor: int) -> bool:
+    """Whether it is a file on a tmpfs, which cannot be asked for what it has at hand (RWF_NOWAIT), and has everything.
+
+    Only files of that kind have seals (F_GET_SEALS of fcntl(2)); whether they can be sealed says nothing else here.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _is_pollable(descriptor: int) -> bool:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from mux.upstream.ports import Port
+from mux.upstream.ports import Port, _is_in_memory
 from mux.upstream.pumps import Sink, Source
+from mux.upstream.sources import READ_BYTES
 from mux.upstream.workers import MAX_THREADS, Done, Workers
 from tests.t2_upstream.ends import (
     Ends,
@@ -346,8 +347,8 @@ def test_a_file_at_hand_costs_no_thread(tmp_path: Path, monkeypatch: pytest.Monk
     try:
         os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
         knows = True
-    except OSError as error:  # tmpfs of some kernels
-        knows = error.errno != errno.EOPNOTSUPP
+    except OSError as error:
+        knows = error.errno != errno.EOPNOTSUPP or _is_in_memory(descriptor)
 
     async def main() -> None:
         window = Window(1 << 30)
@@ -359,6 +360,30 @@ def test_a_file_at_hand_costs_no_thread(tmp_path: Path, monkeypatch: pytest.Monk
         assert (workers.jobs == 1) is knows  # which looked what it is
 
     run(main)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_file_in_memory_costs_no_thread_while_it_is_quick(monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+    workers = CountingWorkers()
+    monkeypatch.setattr("mux.upstream.sources.WORKERS", workers)
+    monkeypatch.setattr("mux.upstream.ports.LONGEST_READ_S", 1000.0 if quick else -1.0)  # as if it came from the swap
+    data = os.urandom(READ_BYTES * 3 + 1)
+    descriptor = os.memfd_create("file")
+    os.write(descriptor, b"head " + data)
+    os.lseek(descriptor, 5, os.SEEK_SET)
+
+    async def main() -> None:
+        window = Window(1 << 30)
+        one = Source(os.dup(descriptor), window, ended=window.ended.set)
+        one.start()
+        await window.ended.wait()
+        assert bytes(window.taken) == data
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) == 5 + len(data)
+        # One looks what it is. What was slow once is read by others: three pieces more, and the end.
+        assert workers.jobs == (1 if quick else 1 + 4)
+
+    run(main)
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize("kind", [pipe, sockets, tcp])
