@@ -30,6 +30,9 @@ from tests.support.upstream import Upstream
 
 COMMAND_DEADLINE_S = 120.0
 LATENCY_RUNS = 40
+# In each run. On which processor a program runs, which differs from one transfer to the next, decides more than who
+# carries its bytes.
+TRANSFERS = 5
 STATS = 3000
 CLIENTS = 10
 # No end: a copy of a fixed length would be over before a slow machine has made its stats.
@@ -84,7 +87,7 @@ def main(options: argparse.Namespace, cipher: str | None) -> int:
     missed = False
     try:
         with Sshd(ciphers=cipher, max_sessions=30) as sshd:
-            for figure in figures(sshd, files, options.runs, quick=options.quick):
+            for figure in figures(sshd, files, 1 if options.quick else options.runs, quick=options.quick):
                 print(line(figure), flush=True)
                 missed = missed or figure.missed
     finally:
@@ -100,10 +103,10 @@ def figures(sshd: Sshd, files: Path, runs: int, *, quick: bool) -> Iterator[Figu
     with both(sshd) as (master, ours):
         yield latency(sshd, master, ours)
         for title, work in transfers(sshd, big).items():
-            yield throughput(title, size, runs, work, master, ours)
+            yield throughput(title, size, 1 if quick else runs * TRANSFERS, work, master, ours)
         yield memory(sshd, ours, big)
     with Upstream(sshd, control_path=str(sshd.control_dir / "ours")) as ours:
-        yield fairness(sshd, ours, files)
+        yield fairness(sshd, ours, files, runs)
 
 
 @contextlib.contextmanager
@@ -160,12 +163,12 @@ def transfers(sshd: Sshd, big: Path) -> dict[str, Callable[[Connection], float]]
 
 
 def throughput(
-    title: str, size: int, runs: int, work: Callable[[Connection], float], master: Connection, ours: Connection
+    title: str, size: int, count: int, work: Callable[[Connection], float], master: Connection, ours: Connection
 ) -> Figure:
     times: dict[Connection, list[float]] = {master: [], ours: []}
-    for run in range(runs):
+    for number in range(count):
         # Neither always finds what the other left.
-        for connection in (master, ours) if run % 2 == 0 else (ours, master):
+        for connection in (master, ours) if number % 2 == 0 else (ours, master):
             times[connection].append(work(connection))
     base, found = (median(times[each]) for each in (master, ours))
     return Figure(
@@ -203,7 +206,7 @@ def peak_bytes(pid: int) -> int:
     raise RuntimeError(f"process {pid} tells no peak")
 
 
-def fairness(sshd: Sshd, ours: Connection, files: Path) -> Figure:
+def fairness(sshd: Sshd, ours: Connection, files: Path, runs: int) -> Figure:
     """The 99th percentile of a stat on the mount while another client copies, and idle."""
     served = files / "served"
     served.mkdir()
@@ -214,22 +217,30 @@ def fairness(sshd: Sshd, ours: Connection, files: Path) -> Figure:
     # Each stat is to go to the server, and none is to be answered by a listing.
     options = ["-o", "dcache_timeout=0", "-o", "attr_timeout=0", "-o", "entry_timeout=0"]
     command = [*OURS.command(sshd.ssh_config, ours.control_path, served, mount_point), *options]
+    idles, busies = [], []
     with Mounted(command, mount_point, sshd.environment()):
-        idle = stats(mount_point)
-        command = ssh(sshd, ours, COPY)
-        copy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            busy = stats(mount_point)
-            meanwhile = copy.poll() is None
-        finally:
-            copy.kill()
-            copy.wait(COMMAND_DEADLINE_S)
-    if not meanwhile:
-        raise RuntimeError("the copy ended while the stats were made: the figure would say nothing")
+        for _ in range(runs):
+            idles.append(stats(mount_point))
+            with beside(ssh(sshd, ours, COPY)):
+                busies.append(stats(mount_point))
+    idle, busy = median(idles), median(busies)
     return Figure(
         "stat beside a copy, 99th percentile", f"{idle * 1e3:.2f} ms", f"{busy * 1e3:.2f} ms", busy / idle,
         at_most=STAT_RATIO,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def beside(copy: list[str]) -> Iterator[None]:
+    """In the company of a command that has to outlive what is measured, or the figure would say nothing."""
+    process = subprocess.Popen(copy, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        yield
+        if process.poll() is not None:
+            raise RuntimeError("the copy ended while the stats were made")
+    finally:
+        process.kill()
+        process.wait(COMMAND_DEADLINE_S)
 
 
 def stats(mount_point: Path) -> float:
