@@ -18,6 +18,8 @@ LARGEST_WINDOW_BYTES: Final = 16 * 1024 * 1024
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
 # 4 Gbit/s. From a near server more comes in any case, as the least window there is lasts longer than the path.
 _PATH_BYTES_PER_S: Final = 500_000_000
+# 1 Gbit/s, for each of several.
+_SHARED_PATH_BYTES_PER_S: Final = 125_000_000
 # Four packets: with fewer, both ends wait for each other; with more, a stat beside a copy from a near server waits.
 LEAST_WINDOW_BYTES: Final = 128 * 1024
 # What a session has while it is alone: with less, a near server waits for it now and then, and has more packets to read
@@ -34,9 +36,16 @@ def path_bytes(round_trip_s: float | None) -> int:
     return max(LEAST_WINDOW_BYTES, int(_PATH_BYTES_PER_S * round_trip_s))
 
 
+def session_bytes(round_trip_s: float | None) -> int:
+    """The window of a session that is alone."""
+    return max(ALONE_WINDOW_BYTES, min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s)))
+
+
 def shared_bytes(round_trip_s: float | None) -> int:
     """The window of a session beside others."""
-    return min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s))
+    if round_trip_s is None:
+        return SESSION_WINDOW_BYTES
+    return min(SESSION_WINDOW_BYTES, max(LEAST_WINDOW_BYTES, int(_SHARED_PATH_BYTES_PER_S * round_trip_s)))
 
 
 class WindowBudget:
@@ -60,7 +69,7 @@ class WindowBudget:
         What is returned must be given to `give_back` when the session is over.
         """
         if not large:
-            return max(ALONE_WINDOW_BYTES, shared_bytes(round_trip_s))
+            return session_bytes(round_trip_s)
         most_bytes = max(LEAST_LARGE_WINDOW_BYTES, min(LARGEST_WINDOW_BYTES, self.left_bytes // 2))
         window_bytes = min(most_bytes, max(LEAST_LARGE_WINDOW_BYTES, path_bytes(round_trip_s)))
         self.left_bytes -= window_bytes
