@@ -18,8 +18,6 @@ LARGEST_WINDOW_BYTES: Final = 16 * 1024 * 1024
 WINDOW_BUDGET_BYTES: Final = 64 * 1024 * 1024
 # 4 Gbit/s. From a near server more comes in any case, as the least window there is lasts longer than the path.
 _PATH_BYTES_PER_S: Final = 500_000_000
-# 1 Gbit/s, for each of several.
-_SHARED_PATH_BYTES_PER_S: Final = 125_000_000
 # Four packets: with fewer, both ends wait for each other; with more, a stat beside a copy from a near server waits.
 LEAST_WINDOW_BYTES: Final = 128 * 1024
 # What a session has while it is alone: with less, a near server waits for it now and then, and has more packets to read
@@ -36,16 +34,14 @@ def path_bytes(round_trip_s: float | None) -> int:
     return max(LEAST_WINDOW_BYTES, int(_PATH_BYTES_PER_S * round_trip_s))
 
 
-def session_bytes(round_trip_s: float | None) -> int:
-    """The window of a session that is alone."""
-    return max(ALONE_WINDOW_BYTES, min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s)))
-
-
 def shared_bytes(round_trip_s: float | None) -> int:
     """The window of a session beside others."""
-    if round_trip_s is None:
-        return SESSION_WINDOW_BYTES
-    return min(SESSION_WINDOW_BYTES, max(LEAST_WINDOW_BYTES, int(_SHARED_PATH_BYTES_PER_S * round_trip_s)))
+    return min(SESSION_WINDOW_BYTES, path_bytes(round_trip_s))
+
+
+def session_bytes(round_trip_s: float | None) -> int:
+    """The window of a session that is alone."""
+    return max(ALONE_WINDOW_BYTES, shared_bytes(round_trip_s))
 
 
 class WindowBudget:
