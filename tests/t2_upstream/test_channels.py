@@ -13,8 +13,8 @@ import pytest
 
 from mux.errors import RemoteProtocolError
 from mux.protocol.wire import boolean, string, u32
+from mux.upstream import company
 from mux.upstream.channels import URGENT_BYTES, LiveChannel, OpenRefused
-from mux.upstream.company import ALONE_AFTER_S
 from mux.upstream.turns import Turns
 from tests.t2_upstream.ends import one_turn, run
 from tests.t2_upstream.scripted import THEIRS, End, Incoming, Server
@@ -387,8 +387,9 @@ def test_the_window_we_give_opens_when_half_is_consumed() -> None:
     run(main)
 
 
-def test_beside_others_the_window_opens_to_less() -> None:
+def test_beside_others_the_window_opens_to_less(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
+        monkeypatch.setattr(company, "ALONE_AFTER_S", 1000.0)
         server, end = Server(), End()
         channel = await opened(server, end, shared_bytes=200)
         server.say(channel.number, 94, string(bytes(1000)))
@@ -399,7 +400,7 @@ def test_beside_others_the_window_opens_to_less() -> None:
         assert server.take() == [(93, u32(THEIRS) + u32(100))]
         channel.consumed(800)
         assert server.take() == [(93, u32(THEIRS) + u32(100))]
-        await asyncio.sleep(ALONE_AFTER_S)
+        monkeypatch.setattr(company, "ALONE_AFTER_S", 0.0)
         channel.consumed(100)
         assert server.take() == [(93, u32(THEIRS) + u32(800))]
 
